@@ -50,6 +50,10 @@ def test_a_fit_that_is_continued_is_the_one_begun_with_all_epochs(fits: ShortFit
         assert np.array_equal(continued.probability, at_once.probability)
         assert not np.array_equal(continued.probability, first.probability)
         assert np.array_equal(fits.predictions(network, 1).probability, first.probability)
+        # Not the state of more epochs, if only that is left.
+        (tmp_path / f"other-{network.student}").mkdir()
+        again = dataclasses.replace(fits, results=tmp_path / f"other-{network.student}")
+        assert np.array_equal(again.predictions(network, 1).probability, first.probability)
     assert list(fits.states.iterdir())
     fits.clear()
     assert not fits.states.exists()

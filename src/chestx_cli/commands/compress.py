@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from chestx_cli.compression.search_folds import Fold, open_folds
 from chestx_cli.compression.searched_models import SearchedModels
 from chestx_cli.compression.short_fits import Student
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError
+from chestx_cli.core.errors import UsageError, quoted
 from chestx_cli.core.machine import available_threads, energy_counters
 from chestx_cli.core.options import Opt, parse_names
 from chestx_cli.core.printable import counted
@@ -350,9 +351,10 @@ def compress(
         for index, fold in enumerate(folds)
         for caveat in uses_models(run, fold.study, [records[index] for records in models.records.values()])
     )
+    first_fold = str(folds[0].study.root) if folds[0].name else ""
     result = CompressRecord(
         stamp=run.stamp(),
-        notes=(*_notes(best, bounds, len(rows), parent, len(groups), is_chosen=chosen is not None), *caveats),
+        notes=(*_notes(best, bounds, rows, parent, len(groups), first_fold, is_chosen=chosen is not None), *caveats),
         parent=parent,
         images=len(groups),
         patients=models.patients.n,
@@ -372,7 +374,7 @@ def compress(
     stopped = (
         "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
-    return result.replace(answer=of_search(result, stopped, str(folds[0].study.root) if folds[0].name else ""))
+    return result.replace(answer=of_search(result, stopped, first_fold))
 
 
 def _require_measurable(objective: str | None, runtime: str) -> None:
@@ -400,8 +402,9 @@ def _chosen(rows: dict[Candidate, CompressRow], costs: dict[Candidate, Cost], bo
 
 
 def _notes(
-    best: CompressRow, bounds: Bounds, n_models: int, parent: str, n_images: int, *, is_chosen: bool
+    best: CompressRow, bounds: Bounds, rows: Sized, parent: str, n_images: int, fold: str, *, is_chosen: bool
 ) -> tuple[str, ...]:
+    """Return what the result means; `fold`: the study in which its command evaluates, for a search over folds."""
     by = f"the least {bounds.objective}" if bounds.objective else "the lowest validation loss"
     if is_chosen:
         conclusion = f"{best.variant} meets all limits, with {by} of those that do."
@@ -417,7 +420,16 @@ def _notes(
         conclusion,
         f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop limit applies to the measured "
         f"values; the 95 % CI of the drop of {best.dropped} of {best.variant} is {low:+.3f} to {high:+.3f}.",
-        f"The result of the best of {n_models} models on the same images is biased upwards: "
-        f'"chestx evaluate {best.variant}" '
-        f"judges it against {parent} on the test images, which were not used for selection.",
+        f"The result of the best of {len(rows)} models on the same images is biased upwards: "
+        f'"chestx evaluate {best.variant}{f" --study {quoted(fold)}" if fold else ""}" '
+        f"judges it against {parent} on the test images{_use_of_test_images(fold)}.",
+    )
+
+
+def _use_of_test_images(fold: str) -> str:
+    if not fold:
+        return ", which were not used for selection"
+    return (
+        " of a fold, but many of these are validation images of other folds and took part in the selection: "
+        "only images outside this study judge it without bias"
     )

@@ -130,6 +130,10 @@ class ShortFits:
         checkpoints = Checkpoints(
             folder=self.states / self._key(network), identity=self._identity(network), every_steps=None
         )
+        saved = checkpoints.load(STAGE)
+        if saved is not None and saved.progress.epoch > epochs:
+            # A search with longer short fits left it; its network has learned more than this one may have.
+            checkpoints.clear()
         recipe = self._recipe(epochs)
         teacher = copy.deepcopy(self.prober.network)
         hook = distilling(teacher, recipe, temperature=TEMPERATURE, weight=TEACHER_WEIGHT)

@@ -181,6 +181,8 @@ class LayerSpeeds:
     tried_layers: int = col("Layers in FP32, tried")
     speedup: float | None = col("× INT8 everywhere", ".2f")
     speedup_interval: tuple[float, float] | None = col("Its 95 % interval", ".2f")
+    # They were left in FP32 after the file was timed.
+    left_by_drop: int = col("More in FP32 by --max-drop", default=0)
     rows: tuple[SlowerLayerRow, ...]
 
     @property
@@ -197,6 +199,9 @@ class LayerSpeeds:
         bounds = f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
         measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}"
         tried = counted(self.tried_layers, "layer")
+        if self.left_by_drop:
+            more = counted(self.left_by_drop, "more layer")
+            return f"{found} With {tried} in FP32: {measured}; --max-drop left {more} in FP32, which was not timed."
         if self.kept == SOME_IN_FP32:
             return f"{found} The file has {tried} in FP32 and is faster: {measured}."
         return f"{found} With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."

@@ -65,8 +65,9 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
         times = time_layers(files, names, image, threads, lambda: advance(1))
     slower = slower_layers(times)
     kept, tried, speedup, interval = INT8_EVERYWHERE, 0, None, None
-    if slower:
-        counts = prefixes(len(slower))
+    # A file with all layers in FP32 would be no INT8 file.
+    counts = prefixes(min(len(slower), len(calibrated.layers) - 1))
+    if counts:
         mixed = {count: calibrated.quantized(excluded=[row.layer for row in slower[:count]]) for count in counts}
         timed = len(counts) * SEARCH_ROUNDS if len(counts) > 1 else 0
         with reporter.progress("Timing files with some layers in FP32", timed + 2 * ROUNDS) as advance:
@@ -90,8 +91,8 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
 
 
 def prefixes(n: int) -> list[int]:
-    """Return 1, 2, 4, ... and n."""
-    return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
+    """Return 1, 2, 4, ... and n; nothing for 0."""
+    return [*(2**power for power in range(n.bit_length()) if 2**power < n), n] if n > 0 else []
 
 
 def fastest_of(files: Mapping[int, bytes], parent: VariantRecord, threads: int, advance: Callable[[], None]) -> int:

@@ -179,7 +179,8 @@ class Static(Int8Method):
     @property
     def suffix(self) -> str:
         """The suffix of its variants' names."""
-        return "static-int8-int4-weights" if self.int4_weights else "static-int8"
+        weights = "static-int8-int4-weights" if self.int4_weights else "static-int8"
+        return f"{weights}-skip-slower" if self.skip_slower else weights
 
     def quantize(self, task: Task) -> QuantizedFile:
         """Return the quantized ONNX file."""
@@ -206,6 +207,8 @@ class Static(Int8Method):
             max_drop=self.max_drop,
             reporter=task.reporter,
         )
+        if speeds is not None:
+            speeds = replace(speeds, left_by_drop=len(kept.excluded))
         return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded, speeds=speeds)
 
 
