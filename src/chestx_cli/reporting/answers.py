@@ -18,7 +18,6 @@ from chestx_cli.records.answers import (
     SearchRow,
     SpeedRow,
 )
-from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord
 from chestx_cli.records.split import SPLITS, FoldsRecord
 from chestx_cli.records.variant import BASELINE
 
@@ -38,7 +37,13 @@ if TYPE_CHECKING:
         ReportRecord,
     )
     from chestx_cli.records.evaluation import CompareRecord
-    from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
+    from chestx_cli.records.sensitivity import (
+        GroupRow,
+        GroupSensitivityRecord,
+        Int8SensitivityRecord,
+        LayerRow,
+        SensitivityRecord,
+    )
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.records.variant import LayerSpeeds, VariantRecord
 
@@ -183,6 +188,9 @@ def _next_step(record: VariantRecord) -> str:
 
 def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord) -> Answer:
     """Return the most critical and the most robust layers, or groups of coupled layers."""
+    # Here, since only one command has such records.
+    from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord
+
     if isinstance(record, Int8SensitivityRecord):
         return _of_int8_sensitivity(record)
     grouped = isinstance(record, GroupSensitivityRecord)
@@ -209,6 +217,8 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
 
 
 def _precision(record: SensitivityRecord | GroupSensitivityRecord) -> tuple[str, ...]:
+    from chestx_cli.records.sensitivity import GroupSensitivityRecord
+
     check = None if isinstance(record, GroupSensitivityRecord) else record.check
     return () if check is None else (check.sentence,)
 

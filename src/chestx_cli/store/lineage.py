@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import STUDY_FLAG, IntegrityError, StudyError, UsageError, command_line
-from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.store.caveats import STALE, caveat, stamps_of
 from chestx_cli.store.documents import read_record
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from chestx_cli.core.command import Run
+    from chestx_cli.records.evaluation import EvaluationRecord
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
 
@@ -184,6 +184,9 @@ def _stored_findings(study: Study, retested: Collection[str]) -> Findings:
     """Return a function that reads the findings in a variant's stored test results; none for `retested` ones."""
 
     def findings(record: VariantRecord) -> tuple[str, ...]:
+        # Here, since most commands read no test results.
+        from chestx_cli.records.evaluation import EvaluationRecord
+
         path = study.variant(record.name) / "evaluation.test.json"
         if record.name in retested or not path.exists():
             return ()
