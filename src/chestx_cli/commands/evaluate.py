@@ -41,7 +41,6 @@ from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_pat
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
 from chestx_cli.evaluation.verdicts import Margins
-from chestx_cli.inference.external_images import Source, external_wish, predict_external
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.record import Options
     from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.inference.external_images import Source
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
@@ -157,6 +157,9 @@ def evaluate(
     where = _evaluation_name(name, data)
     source = None
     if data is not None:
+        # Here, since the test split needs no reader of folders.
+        from chestx_cli.inference.external_images import Source
+
         source = Source(
             data=data,
             name=where,
@@ -312,6 +315,8 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
 def _on_others(
     run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
 ) -> Judged:
+    from chestx_cli.inference.external_images import external_wish, predict_external
+
     external = predict_external(source, run, target, split, chosen, threads=threads)
     run.stamped(stamps_of(external.caveats))
     if source.groups is not None:
