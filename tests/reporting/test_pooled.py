@@ -238,3 +238,17 @@ def test_the_next_command_after_the_page_depends_on_the_decision(cell: StudyResu
     assert undecided.next_command.endswith("--study 'a study/seed-1'")
     alone = of_page(record.replace(rows=rows[:1]), root, benchmarks, "", "page")
     assert alone.next_command == "chestx report --study 'a study/seed-1/fold-1'"
+
+
+def test_the_answer_names_the_measure_behind_a_verdict_which_the_table_has_no_room_for() -> None:
+    record = made_record()
+    rows = tuple(
+        dataclasses.replace(row, word="inferior", verdict="inferior (AUROC, sensitivity)")
+        if row.variant == "dynamic-int8"
+        else row
+        for row in record.rows
+    )
+    one = of_study(record, Path("root"), {}, "Trainings differ.")
+    both = of_study(record.replace(rows=rows), Path("root"), {}, "Trainings differ.")
+    assert one.warnings == ("Inferior (specificity): oneshot-50.", "Trainings differ.")
+    assert both.warnings[:2] == ("Inferior (specificity): oneshot-50.", "Inferior (AUROC, sensitivity): dynamic-int8.")

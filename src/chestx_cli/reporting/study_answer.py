@@ -74,7 +74,7 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
     return Answer(
         sentence=f"{choice.sentence} {_declared(record)}",
         rows=answer_rows(record, choice),
-        warnings=(*failures, *filter(None, (noise,))),
+        warnings=(*failures, *_reasons(record), *filter(None, (noise,))),
         next_command="chestx study" if record.failures else f"chestx report --study {quoted(str(root))}",
     )
 
@@ -129,6 +129,15 @@ def answer_rows(record: StudyRecord, choice: Choice) -> tuple[PooledAnswerRow, .
         )
         for row in record.rows
     )
+
+
+def _reasons(record: StudyRecord) -> tuple[str, ...]:
+    """Return the verdicts that have reasons, with their variants: the table has room for the word alone."""
+    variants: dict[str, list[str]] = {}
+    for row in record.rows:
+        if row.verdict != row.word:
+            variants.setdefault(row.verdict, []).append(row.variant)
+    return tuple(f"{verdict[:1].upper()}{verdict[1:]}: {', '.join(names)}." for verdict, names in variants.items())
 
 
 def _failure(row: FailureRow) -> str:
