@@ -10,7 +10,7 @@ from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import VariantResults
 from chestx_cli.records.answers import INFERIOR, NOT_INFERIOR
 from chestx_cli.reporting.decision import SHIP, decide
-from support.made_up_study import write_study
+from support.made_up_study import timed, write_study
 
 
 @pytest.fixture(scope="module")
@@ -57,31 +57,6 @@ def test_a_wide_margin_is_pointed_out(variants: tuple[VariantResults, ...]) -> N
             for v in variants
         )
         assert (f"The margin of {margin:g} is wide" in decide(changed).sentence) == (margin > 0.1)
-
-
-def timed(
-    variant: VariantResults, latency_ms: float, baseline_ms: float, *, word: str = NOT_INFERIOR
-) -> VariantResults:
-    """Return a variant with a verdict and this latency in each of five rounds."""
-    evaluation, benchmark = variant.evaluation, variant.benchmark_on("cpu")
-    assert evaluation is not None
-    assert benchmark is not None
-    speedup = baseline_ms / latency_ms
-    (row,) = (row for row in benchmark.rows if row.runtime == "onnxruntime")
-    batch = replace(row.batches[0], p50_ms=latency_ms, round_p50_ms=(latency_ms,) * 5)
-    row = replace(
-        row,
-        latency_p50_ms=latency_ms,
-        speedup_over_best_fp32=speedup,
-        speedup_over_best_fp32_interval=(0.99 * speedup, 1.01 * speedup),
-        batches=(batch, *row.batches[1:]),
-    )
-    comparisons = tuple(replace(one, word=word) for one in evaluation.comparisons)
-    return replace(
-        variant,
-        evaluation=evaluation.replace(comparisons=comparisons),
-        benchmarks=(benchmark.replace(rows=(row,)),),
-    )
 
 
 def ships(variants: tuple[VariantResults, ...]) -> dict[str, bool]:

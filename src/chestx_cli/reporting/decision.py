@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
     from chestx_cli.records.evaluation import EvaluationRow
+    from chestx_cli.records.variant import VariantRecord
 
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
 # Files whose sizes differ by less than this share of the baseline's count as equal in size.
@@ -141,15 +142,7 @@ def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
 
 
 def _candidate(variant: VariantResults, parent: VariantResults | None, device: str) -> Candidate:
-    comparison = variant.comparison
-    benchmark = variant.benchmark_on(device)
-    of_parent = parent.benchmark_on(device) if parent is not None and variant.record.computes_in_int8 else None
-    is_slower = (
-        benchmark is not None
-        and of_parent is not None
-        and not is_noisy(benchmark)
-        and word_between(of_parent, benchmark) == SLOWER
-    )
+    comparison, benchmark = variant.comparison, variant.benchmark_on(device)
     return Candidate(
         name=variant.name,
         size_bytes=variant.record.model_bytes,
@@ -159,8 +152,22 @@ def _candidate(variant: VariantResults, parent: VariantResults | None, device: s
         is_reference=variant.is_reference,
         is_stale=variant.is_stale,
         benchmark=benchmark,
-        faster_parent=variant.record.parent if is_slower else None,
+        faster_parent=faster_parent_of(variant.record, benchmark, parent.benchmark_on(device) if parent else None),
     )
+
+
+def faster_parent_of(
+    record: VariantRecord, benchmark: BenchmarkRecord | None, of_parent: BenchmarkRecord | None
+) -> str | None:
+    """Return the parent of a variant that computes in INT8, if one run of both shows that the variant is slower."""
+    is_slower = (
+        record.computes_in_int8
+        and benchmark is not None
+        and of_parent is not None
+        and not is_noisy(benchmark)
+        and word_between(of_parent, benchmark) == SLOWER
+    )
+    return record.parent if is_slower else None
 
 
 def _is_not_worse(candidate: Candidate) -> bool:
