@@ -211,6 +211,27 @@ def test_students_compete_where_they_meet_the_limits() -> None:
     assert not any(candidate.network.student == "poor" for candidate in world.built)
 
 
+@pytest.mark.parametrize("students", [("small",), ("small", "poor")], ids=["one", "both finalists"])
+@pytest.mark.parametrize("objective", [None, SIZE])
+def test_where_the_best_is_a_student_that_loses_too_much_the_shares_of_the_pruned_are_tried(
+    students: tuple[str, ...], objective: str | None
+) -> None:
+    # The students' losses are the lowest, but above the limit; a pruned network is within it up to a share of 32 %.
+    world = Landscape(knee=30, worse={"l2": 0.0, "bn-scale": 0.005, "small": 0.05, "poor": 0.06})
+    limits = bounds(objective=objective)
+    found = explore(space(students=students), limits, world)
+    assert world.built[0].network.student == "small"
+    assert {one.network.student for one, quality in found.items() if limits.is_kept(quality)} == {None}
+    kept = [one.network.percent for one, quality in found.items() if limits.is_kept(quality) and one.int8]
+    assert max(kept) >= 32 - 5
+
+
+def test_a_student_within_the_limits_ends_the_search() -> None:
+    world = Landscape(knee=30, worse={**WORSE, "small": 0.01, "poor": 0.011})
+    explore(space(students=("small", "poor")), bounds(), world)
+    assert {candidate.network.student for candidate in world.built} == {"small", "poor"}
+
+
 def test_a_network_that_fell_is_promoted_last() -> None:
     class Fallen(Landscape):
         def fit(self, network: Network, epochs: int) -> Quality:

@@ -22,6 +22,8 @@ from chestx_cli.evaluation.statistics.auroc import (
     DELONG,
     DELONG_PATIENTS,
     NEWCOMBE,
+    NEWCOMBE_DELONG,
+    NEWCOMBE_DELONG_PATIENTS,
     auroc_difference,
     auroc_interval,
     auroc_of,
@@ -172,7 +174,8 @@ def test_delong_variance_is_that_of_its_definition() -> None:
     assert lost.p < 1e-6
     assert lost.interval[1] < 0
     interval = auroc_interval(a, patients)
-    assert interval.method == DELONG
+    assert interval.method == NEWCOMBE_DELONG
+    assert difference.method == DELONG
     # The quantile times the standard error at each bound is its distance from the value: Hanley and McNeil's variance,
     # times DeLong's relative to it at the value, averaged with 1 by the weights of the rarer class and of 3 patients.
     rarer = int(min(truth.sum(), (1 - truth).sum()))
@@ -195,7 +198,9 @@ def test_auroc_of_copies_is_no_surer() -> None:
     alone = auroc_interval(auroc_of(truth, probability), patients_of(range(80)))
     rows = np.repeat(np.arange(80), 4)
     copied = auroc_interval(auroc_of(truth[rows], probability[rows]), patients_of(rows))
-    assert copied.method == DELONG_PATIENTS
+    assert copied.method == NEWCOMBE_DELONG_PATIENTS
+    first = auroc_of(truth[rows], probability[rows])
+    assert auroc_difference(first, first, patients_of(rows)).method == DELONG_PATIENTS
     # Not wider than Student's quantile for the patients makes it.
     assert copied.bounds == pytest.approx(alone.bounds, abs=0.01)
     assert copied.low < alone.low

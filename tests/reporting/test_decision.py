@@ -10,7 +10,7 @@ from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import VariantResults
 from chestx_cli.records.answers import INFERIOR, NOT_INFERIOR
 from chestx_cli.reporting.decision import SHIP, decide
-from support.made_up_study import write_study
+from support.made_up_study import timed, write_study
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +59,6 @@ def test_a_wide_margin_is_pointed_out(variants: tuple[VariantResults, ...]) -> N
         assert (f"The margin of {margin:g} is wide" in decide(changed).sentence) == (margin > 0.1)
 
 
-def timed(
-    variant: VariantResults, latency_ms: float, baseline_ms: float, *, word: str = NOT_INFERIOR
-) -> VariantResults:
-    """Return a variant with a verdict and this latency in each of five rounds."""
-    evaluation, benchmark = variant.evaluation, variant.benchmark_on("cpu")
-    assert evaluation is not None
-    assert benchmark is not None
-    speedup = baseline_ms / latency_ms
-    (row,) = (row for row in benchmark.rows if row.runtime == "onnxruntime")
-    batch = replace(row.batches[0], p50_ms=latency_ms, round_p50_ms=(latency_ms,) * 5)
-    row = replace(
-        row,
-        latency_p50_ms=latency_ms,
-        speedup_over_best_fp32=speedup,
-        speedup_over_best_fp32_interval=(0.99 * speedup, 1.01 * speedup),
-        batches=(batch, *row.batches[1:]),
-    )
-    comparisons = tuple(replace(one, word=word) for one in evaluation.comparisons)
-    return replace(
-        variant,
-        evaluation=evaluation.replace(comparisons=comparisons),
-        benchmarks=(benchmark.replace(rows=(row,)),),
-    )
-
-
 def ships(variants: tuple[VariantResults, ...]) -> dict[str, bool]:
     return {row.variant: row.ship == SHIP for row in decide(variants).rows}
 
@@ -101,6 +76,20 @@ def test_what_is_smaller_but_slower_is_not_recommended(
     assert decision.ship == named[shipped]
     assert ships(changed)[int8.name] == (shipped == "int8")
     assert (f"{int8.name} would be as good, but slower" in decision.sentence) == (shipped == "baseline")
+
+
+@pytest.mark.parametrize(("latency_ms", "smallest_ships"), [(8.1, True), (7.9, True), (9.5, False)])
+def test_of_variants_that_are_as_fast_the_smallest_is_shipped(
+    variants: tuple[VariantResults, ...], latency_ms: float, *, smallest_ships: bool
+) -> None:
+    baseline, large, small = variants[0], timed(variants[1], 8.0, 23.4), timed(variants[-1], latency_ms, 23.4)
+    assert small.record.model_bytes < large.record.model_bytes
+    assert decide((baseline, large, small)).ship == (small.name if smallest_ships else large.name)
+    # Times of another run are not compared: the larger speed-up over the baseline decides.
+    (benchmark,) = small.benchmarks
+    other = replace(benchmark.stamp, created="2026-01-01T00:00:00.000+00:00")
+    apart = (baseline, large, replace(small, benchmarks=(benchmark.replace(stamp=other),)))
+    assert decide(apart).ship == (small.name if latency_ms < 8 else large.name)
 
 
 @pytest.mark.parametrize("parent_word", [NOT_INFERIOR, INFERIOR])

@@ -14,6 +14,7 @@ from PIL import Image
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import StudyResults
+from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.cells import (
     Amendment,
     CellResultRow,
@@ -27,13 +28,14 @@ from chestx_cli.records.cells import (
     StudyRecord,
 )
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.decision import Choice
 from chestx_cli.reporting.figures.drawing import draw_pooled_figures
 from chestx_cli.reporting.page.blocks import Drawn
 from chestx_cli.reporting.page.pictures import read_figures
 from chestx_cli.reporting.page.pooled import PooledResults
 from chestx_cli.reporting.page.writing import build_pooled_page, write_page
 from chestx_cli.reporting.study_answer import choice_of, of_page, of_study
-from support.made_up_study import made_stamp, write_study
+from support.made_up_study import made_stamp, timed, write_study
 
 # Differences with their intervals, of the first variants of the synthetic study in its order.
 DIFFERENCES = {
@@ -140,15 +142,22 @@ def texts(svg: Path) -> list[str]:
     return ["".join(one.itertext()).strip() for one in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
+def benchmarks_in(cell: StudyResults) -> dict[str, BenchmarkRecord]:
+    return {variant.name: variant.benchmarks[0] for variant in cell.variants if variant.benchmarks}
+
+
+def choice_in(record: StudyRecord, cell: StudyResults) -> Choice:
+    return choice_of(record, {variant.name: variant.record for variant in cell.variants}, benchmarks_in(cell))
+
+
 def page_of(folder: Path, record: StudyRecord, cell: StudyResults, noise: str = "Trainings differ.") -> tuple[str, str]:
     """Write a page; return its HTML and its visible text."""
-    benchmarks = {variant.name: variant.benchmarks[0] for variant in cell.variants if variant.benchmarks}
     pooled = PooledResults(
         record=record,
         plan=made_plan(record),
         cell=cell,
-        benchmarks=benchmarks,
-        choice=choice_of(record, benchmarks),
+        benchmarks=benchmarks_in(cell),
+        choice=choice_in(record, cell),
         noise=noise,
         caveats=(),
         command="chestx report",
@@ -228,19 +237,22 @@ def test_a_changed_plan_is_stated_on_the_first_screen_and_listed(tmp_path: Path,
 
 def test_the_next_command_after_the_page_depends_on_the_decision(cell: StudyResults) -> None:
     record, root = made_record(), Path("a study")
-    benchmarks = {variant.name: variant.benchmarks[0] for variant in cell.variants if variant.benchmarks}
-    assert of_study(record, root, benchmarks, "").next_command == "chestx report --study 'a study'"
-    shipped = of_page(record, root, benchmarks, "", "page")
+    choice = choice_in(record, cell)
+    assert of_study(record, root, choice, "").next_command == "chestx report --study 'a study'"
+    shipped = of_page(record, root, choice, "", "page")
     assert shipped.next_command == "chestx export iterative-3x20 --out bundle --study 'a study/seed-1/fold-1'"
-    rows = tuple(dataclasses.replace(row, word="inconclusive" if row.word else "") for row in record.rows)
-    undecided = of_page(record.replace(rows=rows), root, benchmarks, "", "page")
+    record = record.replace(
+        rows=tuple(dataclasses.replace(row, word="inconclusive" if row.word else "") for row in record.rows)
+    )
+    undecided = of_page(record, root, choice_in(record, cell), "", "page")
     assert undecided.next_command.startswith("chestx compare baseline ")
     assert undecided.next_command.endswith("--study 'a study/seed-1'")
-    alone = of_page(record.replace(rows=rows[:1]), root, benchmarks, "", "page")
+    record = record.replace(rows=record.rows[:1])
+    alone = of_page(record, root, choice_in(record, cell), "", "page")
     assert alone.next_command == "chestx report --study 'a study/seed-1/fold-1'"
 
 
-def test_the_answer_names_the_measure_behind_a_verdict_which_the_table_has_no_room_for() -> None:
+def test_the_answer_names_the_measure_behind_a_verdict_which_the_table_has_no_room_for(cell: StudyResults) -> None:
     record = made_record()
     rows = tuple(
         dataclasses.replace(row, word="inferior", verdict="inferior (AUROC, sensitivity)")
@@ -248,7 +260,35 @@ def test_the_answer_names_the_measure_behind_a_verdict_which_the_table_has_no_ro
         else row
         for row in record.rows
     )
-    one = of_study(record, Path("root"), {}, "Trainings differ.")
-    both = of_study(record.replace(rows=rows), Path("root"), {}, "Trainings differ.")
+    choice = choice_in(record, cell)
+    one = of_study(record, Path("root"), choice, "Trainings differ.")
+    both = of_study(record.replace(rows=rows), Path("root"), choice, "Trainings differ.")
     assert one.warnings == ("Inferior (specificity): oneshot-50.", "Trainings differ.")
     assert both.warnings[:2] == ("Inferior (specificity): oneshot-50.", "Inferior (AUROC, sensitivity): dynamic-int8.")
+
+
+@pytest.mark.parametrize(("latency_ms", "is_slower"), [(12.0, True), (6.0, False)])
+@pytest.mark.parametrize("parent_word", ["not inferior", "inferior"])
+def test_int8_that_is_slower_than_its_parent_is_not_recommended_where_the_parent_can_be(
+    cell: StudyResults, latency_ms: float, parent_word: str, *, is_slower: bool
+) -> None:
+    baseline, parent, _, int8 = cell.variants
+    parent, int8 = timed(parent, 8.0, 23.4), timed(int8, latency_ms, 23.4)
+    made_from = dataclasses.replace(int8, record=int8.record.replace(parent=parent.name))
+    record = made_record()
+    words = {parent.name: parent_word, int8.name: "not inferior"}
+    record = record.replace(
+        rows=tuple(
+            dataclasses.replace(row, word=words.get(row.variant, ""))
+            for row in record.rows
+            if row.variant in {BASELINE, *words}
+        )
+    )
+    choice = choice_in(record, dataclasses.replace(cell, variants=(baseline, parent, made_from)))
+    parent_ships = parent_word == "not inferior"
+    assert choice.ship == (parent.name if parent_ships and is_slower else int8.name)
+    assert (int8.name in choice.shipped) == (not (parent_ships and is_slower))
+    # The parent is a step of the plan, which is neither tested nor timed.
+    step = dataclasses.replace(int8, record=int8.record.replace(parent=f"{int8.name}.step-1"))
+    choice = choice_in(record, dataclasses.replace(cell, variants=(baseline, parent, step)))
+    assert int8.name in choice.shipped

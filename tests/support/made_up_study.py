@@ -20,9 +20,11 @@ from chestx_cli.core.record import Stamp
 from chestx_cli.data.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation.predictions import images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import EvaluationOptions, evaluate_all
+from chestx_cli.evaluation.results import VariantResults
 from chestx_cli.evaluation.statistics import intervals
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.records.answers import NOT_INFERIOR
 from chestx_cli.records.benchmark import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.preprocessing import Preprocessing
@@ -507,3 +509,28 @@ def write_study(
     write_sensitivity(study, records[0], layers or resnet50_layers())
     write_group_sensitivity(study, records[0], layers or resnet50_layers())
     return study
+
+
+def timed(
+    variant: VariantResults, latency_ms: float, baseline_ms: float, *, word: str = NOT_INFERIOR
+) -> VariantResults:
+    """Return a variant with a verdict and this latency in each of five rounds."""
+    evaluation, benchmark = variant.evaluation, variant.benchmark_on("cpu")
+    assert evaluation is not None
+    assert benchmark is not None
+    speedup = baseline_ms / latency_ms
+    (row,) = (row for row in benchmark.rows if row.runtime == "onnxruntime")
+    batch = replace(row.batches[0], p50_ms=latency_ms, round_p50_ms=(latency_ms,) * 5)
+    row = replace(
+        row,
+        latency_p50_ms=latency_ms,
+        speedup_over_best_fp32=speedup,
+        speedup_over_best_fp32_interval=(0.99 * speedup, 1.01 * speedup),
+        batches=(batch, *row.batches[1:]),
+    )
+    comparisons = tuple(replace(one, word=word) for one in evaluation.comparisons)
+    return replace(
+        variant,
+        evaluation=evaluation.replace(comparisons=comparisons),
+        benchmarks=(benchmark.replace(rows=(row,)),),
+    )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Options
     from chestx_cli.evaluation.endpoints import Endpoint
     from chestx_cli.records.benchmark import BenchmarkRecord
+    from chestx_cli.records.variant import VariantRecord
 
 LOST, WON = "only the baseline is right", "only the variant is right"
 
@@ -61,6 +62,11 @@ class Pooled:
     # The first cell, in which all variants are timed, and its benchmarks by variant.
     timed: StudyResults | None = None
     benchmarks: Mapping[str, BenchmarkRecord]
+
+    @property
+    def records(self) -> dict[str, VariantRecord]:
+        """Return the first cell's variants by name; empty without a complete seed."""
+        return {variant.name: variant.record for variant in self.timed.variants} if self.timed else {}
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -372,7 +372,7 @@ def _notes(chosen_n: int, n: int, patients: int) -> tuple[str, ...]:
         notes.append(
             "Intervals by patients are adjusted for several images per patient (effective sample size from "
             f"{BOOTSTRAP_DRAWS:,} patient-level bootstrap resamples); p is from a patient-level permutation test. "
-            "Intervals by Wilson, Tango or DeLong are of images of which no patient has several."
+            "Intervals without that word are of images of which no patient has several."
         )
     if chosen_n > 2:
         notes.append(f"The p values and the verdicts are corrected for comparing {chosen_n - 1} variants (Holm).")

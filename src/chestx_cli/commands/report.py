@@ -127,12 +127,13 @@ def _report_pooled(run: Run, root: Path, *, show_paths: bool) -> ReportRecord:
     run.stamped(record.stamp.data_stamps)
     for name, sha256 in pooled.inputs.items():
         run.uses(name, sha256)
+    choice = choice_of(record, pooled.records, pooled.benchmarks)
     results = PooledResults(
         record=record,
         plan=plan,
         cell=pooled.timed,
         benchmarks=pooled.benchmarks,
-        choice=choice_of(record, pooled.benchmarks),
+        choice=choice,
         noise=pooled.noise_sentence,
         caveats=pooled.caveats,
         command=run.command,
@@ -156,4 +157,4 @@ def _report_pooled(run: Run, root: Path, *, show_paths: bool) -> ReportRecord:
         variants=len(record.rows),
         statements=tuple(StatementRow(text=text) for text in statements_of(record)),
     )
-    return result.replace(answer=of_page(record, root, pooled.benchmarks, pooled.noise_sentence, page))
+    return result.replace(answer=of_page(record, root, choice, pooled.noise_sentence, page))

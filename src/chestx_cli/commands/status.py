@@ -85,7 +85,7 @@ def _of_cells(run: Run, root: Path) -> DryRunRecord:
         except StudyError as error:
             answer = replace(answer, sentence=f"{answer.sentence} No decision yet: {error.fact}.")
         else:
-            decision = choice_of(record, pooled.benchmarks).sentence
+            decision = choice_of(record, pooled.records, pooled.benchmarks).sentence
             answer = replace(answer, sentence=f"{answer.sentence} {decision}", next_command="chestx report")
     return DryRunRecord(stamp=run.stamp(), plan_sha256=plan.sha256, seconds_left=seconds_left, rows=rows, answer=answer)
 

@@ -339,7 +339,8 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
         failures=tuple(FailureRow(**jsonable(failure)) for failure in failures),
     )
     write_record(Study(root).study_json, record)
-    return record.replace(answer=study_answer.of_study(record, shown, pooled.benchmarks, pooled.noise_sentence))
+    choice = study_answer.choice_of(record, pooled.records, pooled.benchmarks)
+    return record.replace(answer=study_answer.of_study(record, shown, choice, pooled.noise_sentence))
 
 
 def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:

@@ -227,7 +227,8 @@ def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate,
     meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
     Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is also
     built by quantization-aware training. If its drop is too large, bisection looks for a smaller share; with an
-    objective, for the largest share within the drop limit. Ends early when time runs out.
+    objective, for the largest share within the drop limit. A student has no share: where the best is a student whose
+    drop is too large, those of the best pruned network are tried. Ends early when time runs out.
     """
     return _Search(space=space, bounds=bounds, measures=measures).run()
 
@@ -244,9 +245,9 @@ class _Search:
         """Search, and return the candidates."""
         networks = self._networks()
         parent = [network for network in networks if network.is_parent]
-        finalists = self._finalists([network for network in networks if not network.is_parent])
+        ranked = self._ranked([network for network in networks if not network.is_parent])
         reached = []
-        for network in (*parent, *finalists):
+        for network in (*parent, *ranked[:FINALISTS]):
             candidate = self._attempt(network, STATIC if self._kind(network) == INT8 else None)
             if candidate is None and not network.is_parent:
                 return self.built
@@ -259,10 +260,33 @@ class _Search:
             if trained is None:
                 return self.built
             best = min(best, trained, key=self._order)
-        if best.network.student is None:
-            chosen = next((network.criterion for network in finalists if network.criterion), self.space.criteria[0])
-            self._vary_share(best, best.network.criterion or chosen)
+        if best.network.student is not None:
+            if self.bounds.is_kept(self.built[best]):
+                return self.built
+            pruned = self._best_pruned(reached, ranked, best.int8)
+            if pruned is None:
+                return self.built
+            best = pruned
+        chosen = next((network.criterion for network in ranked if network.criterion), self.space.criteria[0])
+        self._vary_share(best, best.network.criterion or chosen)
         return self.built
+
+    def _best_pruned(
+        self, reached: Sequence[Candidate], ranked: Sequence[Network], int8: str | None
+    ) -> Candidate | None:
+        """Return the best pruned network that was built, or else the first that lost to the students, built now.
+
+        It is quantized by the method that was the best student's. None if there is none, or no time.
+        """
+        built = [candidate for candidate in reached if candidate.network.student is None]
+        network = (
+            min(built, key=self._order).network
+            if built
+            else next((network for network in ranked if network.student is None), None)
+        )
+        if network is None:
+            return None
+        return self._attempt(network, (int8 or STATIC) if self._kind(network) == INT8 else None)
 
     def _cost(self, network: Network) -> Mapping[str, Cost]:
         if network not in self.costs:
@@ -304,13 +328,13 @@ class _Search:
                 tiers[0].append(student)
         return list(dict.fromkeys(network for tier in tiers for network in tier))
 
-    def _finalists(self, networks: list[Network]) -> list[Network]:
-        """Return the networks that successive halving leaves, the best first.
+    def _ranked(self, networks: list[Network]) -> list[Network]:
+        """Return the networks in the order of successive halving: those that it leaves first, the best of them first.
 
         If time runs out within a rung, the order of the rung before it stays, since fits of unequal length are not
         compared; in the first rung, networks that were not fitted come last.
         """
-        left = networks
+        left, out = networks, list[Network]()
         for number, (_, epochs) in enumerate(rungs_of(len(networks), self.space.short_epochs, self.space.full_epochs)):
             fitted: dict[Network, Quality] = {}
             for network in left:
@@ -323,8 +347,9 @@ class _Search:
                 left = [*ranked, *(network for network in left if network not in fitted)]
             if not is_complete:
                 break
-            left = left[: _half(len(left))]
-        return left[:FINALISTS]
+            kept = _half(len(left))
+            left, out = left[:kept], [*left[kept:], *out]
+        return [*left, *out]
 
     def _promise(self, network: Network, quality: Quality) -> tuple[bool, float, float]:
         """Return the sort key of a short fit; without an objective, by loss, since more epochs will lower the drop."""

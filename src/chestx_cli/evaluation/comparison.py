@@ -165,16 +165,15 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
     if difference is None:
         return ()
     a, b = (auroc_of(predictions.is_positive, predictions.probability) for predictions in (pair.first, pair.second))
-    interval = auroc_interval(a, patients)
     return (
         PairedAurocRow(
             first=a.value,
-            first_interval=interval.bounds,
+            first_interval=auroc_interval(a, patients).bounds,
             second=b.value,
             second_interval=auroc_interval(b, patients).bounds,
             difference=difference.value,
             difference_interval=difference.interval,
-            method=interval.method,
+            method=difference.method,
             p=difference.p,
         ),
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
     from chestx_cli.records.evaluation import EvaluationRow
+    from chestx_cli.records.variant import VariantRecord
 
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
 # Files whose sizes differ by less than this share of the baseline's count as equal in size.
@@ -94,7 +95,7 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
     images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. A variant
     qualifies if it is better than or not inferior to the baseline, is smaller or faster and not slower, and is not
     stale; in INT8 also only if it is not slower than a parent that qualifies. The fastest qualifying variant is chosen,
-    or the smallest if none is shown to be faster. If none qualifies, the baseline is shipped, unless it is not shown to
+    or a smaller one that one run with it does not show to be slower, or the smallest if none is shown to be faster. If none qualifies, the baseline is shipped, unless it is not shown to
     have learned.
     """
     reference = next((candidate for candidate in candidates if candidate.is_reference), None)
@@ -104,7 +105,7 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
     ]
     names = {candidate.name for candidate in qualified}
     qualified = [candidate for candidate in qualified if candidate.faster_parent not in names]
-    best = max(qualified, key=_gain_key, default=None)
+    best = _best(qualified)
     nearest = None if best or reference is None else _nearest(others, reference)
     fallback = reference if reference and not best and not baseline_faults else None
     chosen = best or fallback
@@ -141,15 +142,7 @@ def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
 
 
 def _candidate(variant: VariantResults, parent: VariantResults | None, device: str) -> Candidate:
-    comparison = variant.comparison
-    benchmark = variant.benchmark_on(device)
-    of_parent = parent.benchmark_on(device) if parent is not None and variant.record.computes_in_int8 else None
-    is_slower = (
-        benchmark is not None
-        and of_parent is not None
-        and not is_noisy(benchmark)
-        and word_between(of_parent, benchmark) == SLOWER
-    )
+    comparison, benchmark = variant.comparison, variant.benchmark_on(device)
     return Candidate(
         name=variant.name,
         size_bytes=variant.record.model_bytes,
@@ -159,8 +152,22 @@ def _candidate(variant: VariantResults, parent: VariantResults | None, device: s
         is_reference=variant.is_reference,
         is_stale=variant.is_stale,
         benchmark=benchmark,
-        faster_parent=variant.record.parent if is_slower else None,
+        faster_parent=faster_parent_of(variant.record, benchmark, parent.benchmark_on(device) if parent else None),
     )
+
+
+def faster_parent_of(
+    record: VariantRecord, benchmark: BenchmarkRecord | None, of_parent: BenchmarkRecord | None
+) -> str | None:
+    """Return the parent of a variant that computes in INT8, if one run of both shows that the variant is slower."""
+    is_slower = (
+        record.computes_in_int8
+        and benchmark is not None
+        and of_parent is not None
+        and not is_noisy(benchmark)
+        and word_between(of_parent, benchmark) == SLOWER
+    )
+    return record.parent if is_slower else None
 
 
 def _is_not_worse(candidate: Candidate) -> bool:
@@ -181,6 +188,21 @@ def _speed_word(candidate: Candidate) -> str | None:
     if candidate.benchmark is None or is_noisy(candidate.benchmark):
         return None
     return word_of(candidate.benchmark, candidate.name)
+
+
+def _best(qualified: Sequence[Candidate]) -> Candidate | None:
+    """Return the smallest of the candidates that are as fast as the fastest, as far as their common run shows."""
+    fastest = max(qualified, key=_gain_key, default=None)
+    if fastest is None or fastest.benchmark is None or _speed_word(fastest) != FASTER:
+        return fastest
+    as_fast = [
+        candidate
+        for candidate in qualified
+        if candidate.benchmark is not None
+        and _speed_word(candidate) == FASTER
+        and word_between(fastest.benchmark, candidate.benchmark) not in (SLOWER, None)
+    ]
+    return min((fastest, *as_fast), key=lambda candidate: candidate.size_bytes)
 
 
 def _gain_key(candidate: Candidate) -> tuple[float, int]:

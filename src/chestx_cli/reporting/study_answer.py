@@ -10,14 +10,15 @@ from chestx_cli.core.printable import short_number
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import PooledAnswerRow
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose
+from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose, faster_parent_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.cells import CellRow, FailureRow, StudyRecord
+    from chestx_cli.records.cells import CellRow, FailureRow, PooledRow, StudyRecord
+    from chestx_cli.records.variant import VariantRecord
 
 MINUTE_S, HOUR_S = 60, 3600
 DECLARED = "declared before the test images were looked at"
@@ -54,11 +55,10 @@ def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None, command: str
     )
 
 
-def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str) -> Answer:
+def of_study(record: StudyRecord, root: Path, choice: Choice, noise: str) -> Answer:
     """Return the table of variants and the decision for the study at `root`.
 
-    `benchmarks` are those of the first cell by variant; `noise` states how much two trainings differ, and is empty for
-    one seed.
+    `choice` is that of `choice_of`; `noise` states how much two trainings differ, and is empty for one seed.
     """
     failures = tuple(_failure(row) for row in record.failures[:SHOWN_FAILURES])
     more = len(record.failures) - len(failures)
@@ -70,7 +70,6 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
             warnings=failures,
             next_command="chestx study",
         )
-    choice = choice_of(record, benchmarks)
     return Answer(
         sentence=f"{choice.sentence} {_declared(record)}",
         rows=answer_rows(record, choice),
@@ -79,12 +78,9 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
     )
 
 
-def of_page(
-    record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str, page: str
-) -> Answer:
+def of_page(record: StudyRecord, root: Path, choice: Choice, noise: str, page: str) -> Answer:
     """Return the same answer with the path of the page, and the next command for the variant that it names."""
-    answer = of_study(record, root, benchmarks, noise)
-    choice = choice_of(record, benchmarks)
+    answer = of_study(record, root, choice, noise)
     seed = root / f"seed-{record.seeds[0]}"
     cell = quoted(str(seed / "fold-1"))
     if choice.ship and choice.ship != BASELINE:
@@ -96,22 +92,32 @@ def of_page(
     return replace(answer, sentence=f"{answer.sentence} The page: {page}", next_command=following)
 
 
-def choice_of(record: StudyRecord, benchmarks: Mapping[str, BenchmarkRecord]) -> Choice:
-    """Return which variant to ship, from the pooled verdicts and the first cell's benchmarks."""
-    candidates = [
-        Candidate(
-            name=row.variant,
-            size_bytes=row.size_bytes,
-            word=row.word or None,
-            margin=record.margin,
-            needed_images=row.needed_images,
-            is_reference=row.variant == BASELINE,
-            is_stale=False,
-            benchmark=benchmarks.get(row.variant),
-        )
-        for row in record.rows
-    ]
+def choice_of(
+    record: StudyRecord, variants: Mapping[str, VariantRecord], benchmarks: Mapping[str, BenchmarkRecord]
+) -> Choice:
+    """Return which variant to ship, from the pooled verdicts and the first cell's variants and benchmarks by name.
+
+    A parent that is only a step of the plan cannot be shipped, since it is neither tested nor timed.
+    """
+    candidates = [_candidate(row, record.margin, variants[row.variant], benchmarks) for row in record.rows]
     return choose(candidates, images=record.images, baseline_faults=record.baseline_faults)
+
+
+def _candidate(
+    row: PooledRow, margin: float, variant: VariantRecord, benchmarks: Mapping[str, BenchmarkRecord]
+) -> Candidate:
+    benchmark = benchmarks.get(row.variant)
+    return Candidate(
+        name=row.variant,
+        size_bytes=row.size_bytes,
+        word=row.word or None,
+        margin=margin,
+        needed_images=row.needed_images,
+        is_reference=row.variant == BASELINE,
+        is_stale=False,
+        benchmark=benchmark,
+        faster_parent=faster_parent_of(variant, benchmark, benchmarks.get(variant.parent or "")),
+    )
 
 
 def answer_rows(record: StudyRecord, choice: Choice) -> tuple[PooledAnswerRow, ...]:

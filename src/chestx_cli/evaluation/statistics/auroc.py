@@ -22,7 +22,10 @@ LEAST_SCORES = 3
 PRIOR_PATIENTS = 3
 # Smaller p values are reported as this value: beyond it the tails of these approximations are inaccurate.
 SMALLEST_P = 1e-9
-DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
+# Of a difference of two AUROCs.
+DELONG, DELONG_PATIENTS = "DeLong", "DeLong, patients"
+# Of one AUROC: with a design effect by DeLong's variance, or without one.
+NEWCOMBE_DELONG, NEWCOMBE_DELONG_PATIENTS, NEWCOMBE = "Newcombe-DeLong", "Newcombe-DeLong, patients", "Newcombe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,8 @@ class AurocDifference:
             return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
 
         return (
-            max(-1.0, self.value - joined(self.second.value - b.low, a.high - self.first.value)),
-            min(1.0, self.value + joined(b.high - self.second.value, self.first.value - a.low)),
+            max(-1.0, self.value - joined(self.second.value - b[0], a[1] - self.first.value)),
+            min(1.0, self.value + joined(b[1] - self.second.value, self.first.value - a[0])),
         )
 
     @property
@@ -95,7 +98,7 @@ class AurocDifference:
     @property
     def method(self) -> str:
         """Return the name of the method behind the interval and p values."""
-        return DELONG
+        return DELONG_PATIENTS if _has_repeats(self.patients) else DELONG
 
     @property
     def p(self) -> float:
@@ -189,12 +192,14 @@ def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> In
     error = _error_of(auroc, patients)
     m, n = error.positives, error.negatives
     if not _has_variance(auroc, error):
-        return _without_variance(auroc, error, alpha)
+        low, high = _without_variance(auroc, error, alpha)
+        return Interval(low=low, high=high, method=NEWCOMBE)
     units = min(m, n)
     measured = error.variance / _variance_of_patients(auroc.value, m, n)
     effect = (units * measured + PRIOR_PATIENTS) / (units + PRIOR_PATIENTS)
     low, high = newcombe_interval(auroc.value, m, n, _quantile(patients, error, alpha), effect)
-    return Interval(low=low, high=high, method=DELONG_PATIENTS if _has_repeats(patients) else DELONG)
+    method = NEWCOMBE_DELONG_PATIENTS if _has_repeats(patients) else NEWCOMBE_DELONG
+    return Interval(low=low, high=high, method=method)
 
 
 def _error_of(auroc: Auroc, patients: Patients) -> _Error:
@@ -204,12 +209,11 @@ def _error_of(auroc: Auroc, patients: Patients) -> _Error:
     return _Error(variance=variance, positives=m, negatives=n)
 
 
-def _logit_interval(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> Interval:
+def _logit_interval(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> tuple[float, float]:
     """Return the interval of DeLong's variance on the logit scale (Pepe 2003, section 5.2); Newcombe's without one."""
     if not _has_variance(auroc, error):
         return _without_variance(auroc, error, alpha)
-    low, high = _on_logit_scale(auroc.value, _quantile(patients, error, alpha) * math.sqrt(error.variance))
-    return Interval(low=low, high=high, method=DELONG_PATIENTS if _has_repeats(patients) else DELONG)
+    return _on_logit_scale(auroc.value, _quantile(patients, error, alpha) * math.sqrt(error.variance))
 
 
 def _has_variance(auroc: Auroc, error: _Error) -> bool:
@@ -217,9 +221,8 @@ def _has_variance(auroc: Auroc, error: _Error) -> bool:
     return 0 < auroc.value < 1 and error.variance > 0
 
 
-def _without_variance(auroc: Auroc, error: _Error, alpha: float) -> Interval:
-    low, high = newcombe_interval(auroc.value, error.positives, error.negatives, normal_quantile(alpha))
-    return Interval(low=low, high=high, method=NEWCOMBE)
+def _without_variance(auroc: Auroc, error: _Error, alpha: float) -> tuple[float, float]:
+    return newcombe_interval(auroc.value, error.positives, error.negatives, normal_quantile(alpha))
 
 
 def _has_repeats(patients: Patients) -> bool:

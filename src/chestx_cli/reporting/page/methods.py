@@ -117,8 +117,9 @@ def _statistics(results: StudyResults) -> str:
         f"{evaluation.endpoint} with a non-inferiority margin of {evaluation.margin:g}. Proportions have score "
         "intervals (Wilson 1927), on the effective number of images where patients have several; paired differences "
         "have Tango's score interval (Tango 1998) and McNemar's exact test (McNemar 1947), or a permutation test "
-        "that swaps whole patients; areas under the ROC curve have the interval of DeLong et al. (1988); p values are "
-        "corrected over all variants (Holm 1979)."
+        "that swaps whole patients; areas under the ROC curve have Newcombe's interval (Newcombe 2006) with a design "
+        "effect by DeLong's variance (DeLong et al. 1988), their differences that of Zou and Yue (2013) by the same "
+        "variance; p values are corrected over all variants (Holm 1979)."
     )
 
 

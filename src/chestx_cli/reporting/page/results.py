@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 METHODS = (
     "Intervals by Wilson: score interval. By patients: the same, adjusted for several images per patient "
-    "(effective sample size from 2,000 patient-level bootstrap resamples). By DeLong: on the logit scale. By "
-    "Tango: score interval of the paired difference. docs/statistics.md describes each method and its limits."
+    "(effective sample size from 2,000 patient-level bootstrap resamples). By Newcombe-DeLong: "
+    "Newcombe's method 5 with a design effect by DeLong's variance. By Tango: score interval of the paired "
+    "difference. docs/statistics.md describes each method and its limits."
 )
 
 
