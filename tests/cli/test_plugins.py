@@ -33,6 +33,7 @@ def greet(run: Run) -> GreetingRecord:
 
 COMMANDS.add("greet", greet)
 """
+LAST_LINE = len(COMMAND.splitlines())
 
 
 @pytest.fixture
@@ -91,47 +92,53 @@ def test_entries_of_plugins_are_choices_behind_those_that_are_built_in(plugins: 
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "reason", "line"),
     [
-        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'", 1),
+        ("1 / 0", "ZeroDivisionError: division by zero", 1),
         (
             "from chestx_cli.registries import BACKBONES, Backbone\nBACKBONES.add('resnet18', Backbone(build=int))",
             "there is a backbone 'resnet18' already; choose another name",
+            2,
         ),
-        (COMMAND.replace("greet", "split"), "there is a command 'split' already; choose another name"),
+        (COMMAND.replace("greet", "split"), "there is a command 'split' already; choose another name", LAST_LINE),
         (
             "from chestx_cli.registries import METRICS\n@METRICS.register\ndef mine(truth, p): return 1",
             'a metric is registered without a name; write register("NAME")',
+            2,
         ),
         (
             "from chestx_cli.registries import METRICS\n@METRICS.register('a, b')\ndef mine(truth, p): return 1",
             "'a, b' cannot be the name of a metric; use letters, digits, spaces and _ - . ( ) only",
+            2,
         ),
         (
             "from chestx_cli.registries import CRITERIA\n@CRITERIA.register('mine')\ndef mine(group): return None",
             "the pruning criterion 'mine' is of type function; it has to be of type Criterion",
+            2,
         ),
         (
             "from chestx_cli.registries import LOSSES\nLOSSES.add('mine', 1)",
             "the loss 'mine' is of type int; it has to be a function",
+            2,
         ),
         (
             COMMAND.replace('@stage(examples=("chestx greet",))', ""),
             "the command 'greet' is of type function; it has to be of type Command",
+            LAST_LINE,
         ),
     ],
 )
 @pytest.mark.parametrize("words", [("--help",), ("train",), ("report", "--help")])
 def test_a_plugin_that_cannot_be_loaded_is_named_with_what_to_do(
-    plugins: Path, code: str, reason: str, words: tuple[str, ...]
+    plugins: Path, code: str, reason: str, line: int, words: tuple[str, ...]
 ) -> None:
     install(plugins, "broken", code)
     outcome = run(plugins, *words)
     assert outcome.returncode == 1
     assert outcome.stderr == (
-        f"error: the plugin broken (broken) of broken 1.2 cannot be loaded: {reason}\n"
-        '  update that package, or remove it: "pip uninstall broken"\n'
+        f"error: the plugin broken (broken) of broken 1.2 cannot be loaded: {reason} (broken.py, line {line})\n"
+        '  correct or update that package, or remove it: "pip uninstall broken"\n'
     )
     assert "Traceback" in run(plugins, *words, "--debug").stderr
     assert run(plugins, "--version").returncode == 0

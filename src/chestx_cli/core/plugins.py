@@ -107,9 +107,19 @@ def _import(point: EntryPoint) -> None:
     except Exception as error:
         reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(
-            f"the plugin {_shown(point)} cannot be loaded: {reason}",
-            f"update that package, or remove it: {_removal(point)}",
+            f"the plugin {_shown(point)} cannot be loaded: {reason}{_place_in(point, error)}",
+            f"correct or update that package, or remove it: {_removal(point)}",
         ) from error
+
+
+def _place_in(point: EntryPoint, error: BaseException) -> str:
+    """Return the last line of the plugin's own code that an error passed, in parentheses; empty if there is none."""
+    from traceback import walk_tb
+
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        if _package_of(str(frame.f_globals.get("__name__", ""))) == _package_of(point.module):
+            return f" ({Path(frame.f_code.co_filename).name}, line {line})"
+    return ""
 
 
 def _shown(point: EntryPoint) -> str:
