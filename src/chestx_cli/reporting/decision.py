@@ -95,8 +95,8 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
     images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. A variant
     qualifies if it is better than or not inferior to the baseline, is smaller or faster and not slower, and is not
     stale; in INT8 also only if it is not slower than a parent that qualifies. The fastest qualifying variant is chosen,
-    or a smaller one that one run with it does not show to be slower, or the smallest if none is shown to be faster. If none qualifies, the baseline is shipped, unless it is not shown to
-    have learned.
+    or a smaller one that their common run does not show to be slower, or the smallest if none is shown to be faster. If
+    none qualifies, the baseline is shipped, unless it is not shown to have learned.
     """
     reference = next((candidate for candidate in candidates if candidate.is_reference), None)
     others = [candidate for candidate in candidates if candidate.word is not None]
