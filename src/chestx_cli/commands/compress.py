@@ -295,7 +295,7 @@ def compress(
     short fits with the parent as teacher: the better half is fitted further, and the last two are built and quantized.
     With an objective its cost is minimised within --max-drop, and no other limit is needed. Only validation images
     choose, those of all folds if the study has folds. Every model is stored as a variant, and running the command again
-    continues. Exits with 3 if the limits cannot be met.
+    continues; with --force everything is measured, fitted and built again. Exits with 3 if the limits cannot be met.
     """
     import numpy as np
 
@@ -317,7 +317,7 @@ def compress(
         batch_size=batch_size,
         seed=seed,
     )
-    folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime)
+    folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime, renews=force)
     bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop, objective=objective)
     groups = stacked([fold.pair(fold.reference).cells[0] for fold in folds]).images.groups
     models = SearchedModels(
