@@ -30,7 +30,7 @@ def begun() -> Run:
 
 @pytest.fixture
 def fits(study: Path) -> ShortFits:
-    students = {"tiny": Student.of("tiny")}
+    students = {"tiny": Student.of("tiny", fetch=False)}
     (fold,) = open_folds(
         begun(), Study(study), "baseline", RECIPE, students, threads=1, runtime="onnxruntime", renews=False
     )

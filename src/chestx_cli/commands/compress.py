@@ -12,6 +12,7 @@ from typing import Annotated
 from chestx_cli.commands.distill import distill
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.train import Fetch
 from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.search import (
@@ -280,6 +281,7 @@ def compress(
         tuple[str, ...],
         Opt(help="Smaller backbones that compete.", parse=parse_names, show=",".join, metavar="NAME,..."),
     ] = (),
+    fetch: Fetch = False,
     short_epochs: Annotated[int, Opt(help="Epochs of the first short fits.", minimum=1)] = 2,
     finetune_epochs: Annotated[int, Opt(help="Epochs of each network that is built.", minimum=1)] = 8,
     round_to: Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)] = 8,
@@ -305,7 +307,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     _require_measurable(objective, runtime)
-    known = {name: Student.of(name) for name in students}
+    known = {name: Student.of(name, fetch=fetch) for name in students}
     target = open_study(study)
     n_threads = threads or available_threads()
     recipe = Structured(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import prune_channels
-from chestx_cli.core.errors import IntegrityError, WeightsError
+from chestx_cli.core.errors import IntegrityError, WeightsError, again
 from chestx_cli.core.files import identified, read_json, write_atomic
 from chestx_cli.core.shared_options import TEACHER_WEIGHT, TEMPERATURE
 from chestx_cli.evaluation.predictions import images_of, predictions_of
@@ -57,18 +57,20 @@ class Student:
     file: Path | None
 
     @classmethod
-    def of(cls, backbone: str) -> Student:
+    def of(cls, backbone: str, *, fetch: bool) -> Student:
         """Return a student with ImageNet weights, or random ones if there are none for it.
 
-        Raises WeightsError if its ImageNet weights are not on this machine.
+        Raises WeightsError if its ImageNet weights are not on this machine, unless `fetch` allows to download them.
         """
         weights = NONE if BACKBONES[backbone].weights_url is None else IMAGENET
         try:
-            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=False))
+            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=fetch))
         except WeightsError as error:
+            if fetch:
+                raise WeightsError(error.fact, f"leave {backbone} out of --students, or try again later") from error
             raise WeightsError(
                 f"the ImageNet weights of {backbone} are not on this machine, so it cannot be one of --students",
-                f'"chestx distill --backbone {backbone} --fetch --epochs 1" downloads them; or leave it out',
+                f"{again('--fetch')} downloads them; or leave it out",
             ) from error
 
     def network(self, n_classes: int) -> nn.Module:
