@@ -77,11 +77,12 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
         ((), "there is nothing to search for", "--max-latency-ms"),
         (("--max-size-mb", 1, "--criteria", "nonsense"), "nonsense", "bn-scale"),
         (("--max-size-mb", 1, "--students", "nonsense"), "nonsense", "resnet18"),
-        (("--max-size-mb", 1, "--students", "resnet18"), "weights of resnet18 are not", "chestx distill"),
+        (("--max-size-mb", 1, "--students", "resnet18"), "weights of resnet18 are not", "resnet18 --fetch"),
+        (("--max-size-mb", 1, "--students", "resnet18", "--fetch"), "cannot fetch https://", "leave resnet18 out"),
         (("--max-size-mb", 1, "--runtime", "pytorch"), "runs no INT8 files", "onnxruntime"),
         (("--objective", "energy"), "no energy counter of this processor", "--objective latency"),
     ],
-    ids=["no limit", "criterion", "student", "student without weights", "runtime", "energy"],
+    ids=["no limit", "criterion", "student", "student without weights", "fetch", "runtime", "energy"],
 )
 def test_what_cannot_be_searched_is_refused(
     words: tuple[object, ...],
@@ -93,6 +94,7 @@ def test_what_cannot_be_searched_is_refused(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("chestx_cli.core.machine.ENERGY_COUNTERS", tmp_path)
+    monkeypatch.setattr("chestx_cli.networks.weights.pretrained._answers", lambda _: False)
     # Before the study is opened, which does not exist.
     outcome = chestx("compress", "--study", tmp_path / "study", *words)
     assert outcome.code in (1, 2)

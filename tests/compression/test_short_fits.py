@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from chestx_cli.compression.short_fits import ShortFits, Student
 from chestx_cli.core.command import Run
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.progress import SilentReporter
+from chestx_cli.records.variant import TemperatureFit
 from chestx_cli.store.directory import Study
 from conftest import Chestx
 
@@ -28,8 +30,10 @@ def begun() -> Run:
 
 @pytest.fixture
 def fits(study: Path) -> ShortFits:
-    students = {"tiny": Student.of("tiny")}
-    (fold,) = open_folds(begun(), Study(study), "baseline", RECIPE, students, threads=1, runtime="onnxruntime")
+    students = {"tiny": Student.of("tiny", fetch=False)}
+    (fold,) = open_folds(
+        begun(), Study(study), "baseline", RECIPE, students, threads=1, runtime="onnxruntime", renews=False
+    )
     return fold.fits
 
 
@@ -84,3 +88,44 @@ def test_a_damaged_result_is_named(fits: ShortFits) -> None:
     path.write_text("[0.5]")
     with pytest.raises(IntegrityError, match="is damaged: it is of other images"):
         fits.predictions(network, 1)
+
+
+def test_the_temperature_is_fitted_where_that_of_the_parent_was(fits: ShortFits) -> None:
+    network = Network(student="tiny")
+    truth = fits.predictions(network, 1).is_positive
+    (path,) = fits.results.glob("short-fit-*.json")
+    # Too sure: right for most images, but wrong for each fifth.
+    right = np.arange(len(truth)) % 5 != 0
+    bare = np.where((truth == 1) == right, 0.999, 0.001)
+    path.write_text(json.dumps(bare.tolist()))
+    assert np.array_equal(fits.predictions(network, 1).probability, bare)
+    fitted = TemperatureFit(images=len(truth), log_loss_before=1.0, log_loss_after=0.5)
+    scaled = dataclasses.replace(fits, parent=fits.parent.replace(temperature=2.0, temperature_fit=fitted))
+    probability = scaled.predictions(network, 1).probability
+    # The temperature of lowest log-loss makes the probability the share of correct decisions.
+    assert probability[bare > 0.5] == pytest.approx((truth[bare > 0.5] == 1).mean(), abs=0.1)
+    assert ((probability > 0.5) == (bare > 0.5)).all()
+    assert 1 - probability.max() == pytest.approx(probability.min())
+
+
+def test_what_earlier_runs_fitted_and_measured_is_renewed_once(fits: ShortFits) -> None:
+    network = Network(student="tiny")
+    cost = fits.prober.cost(fits.initial("tiny"), "tiny")
+    first = fits.predictions(network, 1).probability
+    fits.predictions(network, 2)
+    (path, _), (costs,) = sorted(fits.results.glob("short-fit-*.json")), fits.results.glob("cost-*.json")
+    path.write_text(json.dumps([0.5] * len(first)))
+    assert fits.predictions(network, 1).probability == pytest.approx(0.5)
+    prober = dataclasses.replace(fits.prober, renews=True, renewed=set())
+    again = dataclasses.replace(fits, renews=True, renewed=set(), prober=prober)
+    assert not again.has(network, 2)
+    assert np.array_equal(again.predictions(network, 1).probability, first)
+    # Of the longer fit neither the result nor the state is left, and the new one is used.
+    assert not again.has(network, 2)
+    assert again.has(network, 1)
+    before = costs.stat().st_mtime_ns
+    assert prober.cost(fits.initial("tiny"), "tiny").keys() == cost.keys()
+    renewed = costs.stat().st_mtime_ns
+    assert renewed > before
+    prober.cost(fits.initial("tiny"), "tiny")
+    assert costs.stat().st_mtime_ns == renewed

@@ -12,6 +12,7 @@ from typing import Annotated
 from chestx_cli.commands.distill import distill
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.train import Fetch
 from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.search import (
@@ -280,6 +281,7 @@ def compress(
         tuple[str, ...],
         Opt(help="Smaller backbones that compete.", parse=parse_names, show=",".join, metavar="NAME,..."),
     ] = (),
+    fetch: Fetch = False,
     short_epochs: Annotated[int, Opt(help="Epochs of the first short fits.", minimum=1)] = 2,
     finetune_epochs: Annotated[int, Opt(help="Epochs of each network that is built.", minimum=1)] = 8,
     round_to: Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)] = 8,
@@ -295,7 +297,7 @@ def compress(
     short fits with the parent as teacher: the better half is fitted further, and the last two are built and quantized.
     With an objective its cost is minimised within --max-drop, and no other limit is needed. Only validation images
     choose, those of all folds if the study has folds. Every model is stored as a variant, and running the command again
-    continues. Exits with 3 if the limits cannot be met.
+    continues; with --force everything is measured, fitted and built again. Exits with 3 if the limits cannot be met.
     """
     import numpy as np
 
@@ -305,7 +307,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     _require_measurable(objective, runtime)
-    known = {name: Student.of(name) for name in students}
+    known = {name: Student.of(name, fetch=fetch) for name in students}
     target = open_study(study)
     n_threads = threads or available_threads()
     recipe = Structured(
@@ -317,7 +319,7 @@ def compress(
         batch_size=batch_size,
         seed=seed,
     )
-    folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime)
+    folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime, renews=force)
     bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop, objective=objective)
     groups = stacked([fold.pair(fold.reference).cells[0] for fold in folds]).images.groups
     models = SearchedModels(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,8 @@ ROUNDS, DURATION_S = 5, 0.5
 class Prober:
     """Measures untrained networks: pruned copies of the parent's network, and students.
 
-    `folder` caches the measurements by tensor shapes, machine and runtime.
+    `folder` caches the measurements by tensor shapes, machine and runtime. If it `renews`, those of earlier runs are
+    replaced; `renewed` are the cache files that it has replaced.
     """
 
     network: nn.Module
@@ -51,6 +52,8 @@ class Prober:
     folder: Path
     threads: int
     runtime: str
+    renews: bool = False
+    renewed: set[Path] = field(default_factory=set)
 
     def nearest(self, percent: int, cutting: Cutting) -> int:
         """Return the removable percentage of the MACs nearest to `percent`."""
@@ -87,13 +90,14 @@ class Prober:
         setting = [self.threads, self.runtime, bool(energy_counters()), environment()]
         about = json.dumps([backbone, shapes, side, *setting], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-        if path.exists():
+        if path.exists() and (not self.renews or path in self.renewed):
             try:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it; it is then measured again") from error
         costs = self._measured(network, backbone, advance)
         write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
+        self.renewed.add(path)
         return costs
 
     def _measured(self, network: nn.Module, backbone: str, advance: Advance) -> dict[str, Cost]:

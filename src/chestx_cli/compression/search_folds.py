@@ -69,10 +69,12 @@ def open_folds(
     *,
     threads: int,
     runtime: str,
+    renews: bool,
 ) -> tuple[Fold, ...]:
     """Return the folds of a study, or its single split, each with its parent model.
 
-    Raises StudyError for a fold without the parent, or without validation images of both classes.
+    If it `renews`, what earlier searches have measured and fitted is not used. Raises StudyError for a fold without the
+    parent, or without validation images of both classes.
     """
     if not target.folds_json.exists():
         cells = [("", target)]
@@ -90,7 +92,7 @@ def open_folds(
         reference = validation_of(run, study, split, source, threads)
         if not both_classes(reference):
             raise StudyError("the validation split lacks images of one class", "split again with a larger share of it")
-        fits = _short_fits(run, study, split, source, recipe, students, threads=threads, runtime=runtime)
+        fits = _short_fits(run, study, split, source, recipe, students, threads=threads, runtime=runtime, renews=renews)
         folds.append(Fold(name=name, study=study, split=split, parent=source, reference=reference, fits=fits))
     return tuple(folds)
 
@@ -109,6 +111,7 @@ def _short_fits(
     *,
     threads: int,
     runtime: str,
+    renews: bool,
 ) -> ShortFits:
     network = load_network(study, parent)
     prober = Prober(
@@ -119,6 +122,7 @@ def _short_fits(
         folder=study.cache,
         threads=threads,
         runtime=runtime,
+        renews=renews,
     )
     cutting = Cutting(
         criterion=usual_criterion(network),
@@ -138,6 +142,7 @@ def _short_fits(
         results=study.cache,
         states=study.root / "checkpoints" / f".short-fits-{parent.name}",
         reporter=run.reporter,
+        renews=renews,
     )
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import prune_channels
-from chestx_cli.core.errors import IntegrityError, WeightsError
+from chestx_cli.core.errors import IntegrityError, WeightsError, again
 from chestx_cli.core.files import identified, read_json, write_atomic
 from chestx_cli.core.shared_options import TEACHER_WEIGHT, TEMPERATURE
 from chestx_cli.evaluation.predictions import images_of, predictions_of
+from chestx_cli.evaluation.statistics.calibration import fit_temperature
 from chestx_cli.evaluation.statistics.operating_points import choose_threshold, parse_rule
+from chestx_cli.evaluation.statistics.outcome import log_odds_of, sigmoid
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible
 from chestx_cli.networks.distillation import distilling
@@ -55,18 +57,20 @@ class Student:
     file: Path | None
 
     @classmethod
-    def of(cls, backbone: str) -> Student:
+    def of(cls, backbone: str, *, fetch: bool) -> Student:
         """Return a student with ImageNet weights, or random ones if there are none for it.
 
-        Raises WeightsError if its ImageNet weights are not on this machine.
+        Raises WeightsError if its ImageNet weights are not on this machine, unless `fetch` allows to download them.
         """
         weights = NONE if BACKBONES[backbone].weights_url is None else IMAGENET
         try:
-            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=False))
+            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=fetch))
         except WeightsError as error:
+            if fetch:
+                raise WeightsError(error.fact, f"leave {backbone} out of --students, or try again later") from error
             raise WeightsError(
                 f"the ImageNet weights of {backbone} are not on this machine, so it cannot be one of --students",
-                f'"chestx distill --backbone {backbone} --fetch --epochs 1" downloads them; or leave it out',
+                f"{again('--fetch')} downloads them; or leave it out",
             ) from error
 
     def network(self, n_classes: int) -> nn.Module:
@@ -82,7 +86,8 @@ class ShortFits:
     """The short fits of one split.
 
     Predictions are cached in `results`; `states` has the checkpoints from which fits continue. A search that was killed
-    therefore resumes, even within a fit.
+    therefore resumes, even within a fit. If it `renews`, the results and states of earlier runs are removed before a
+    network is fitted; `renewed` are the keys of the networks whose were.
     """
 
     parent: VariantRecord
@@ -94,18 +99,23 @@ class ShortFits:
     results: Path
     states: Path
     reporter: Reporter
+    renews: bool = False
+    renewed: set[str] = field(default_factory=set)
 
     def has(self, network: Network, epochs: int) -> bool:
-        """Return whether the result of a fit is cached."""
-        return self._result(network, epochs).exists()
+        """Return whether the result of a fit is cached, and need not be renewed."""
+        return self._is_current(network) and self._result(network, epochs).exists()
 
     def predictions(self, network: Network, epochs: int) -> Predictions:
         """Fit a network for this many epochs in all, and return its predictions for the validation images.
 
-        The threshold is chosen by the parent's operating rule. Raises IntegrityError for a damaged result.
+        As for a variant that is built, the threshold is chosen by the parent's operating rule, and the temperature is
+        fitted first if the parent's was. Raises IntegrityError for a damaged result.
         """
         import numpy as np
 
+        if not self._is_current(network):
+            self._forget(network)
         path, split = self._result(network, epochs), self.prober.data.split
         images = images_of(split, split.indices(VAL))
         if path.exists():
@@ -118,6 +128,9 @@ class ShortFits:
         else:
             probability = positive_probability(self._logits(network, epochs), split.positive)
             write_atomic(path, json.dumps(probability.tolist()))
+        if self.parent.temperature_fit is not None:
+            log_odds = log_odds_of(probability)
+            probability = sigmoid(log_odds / (fit_temperature(log_odds, images.is_positive) or 1.0))
         rule = parse_rule(self.parent.operating_rule)
         return predictions_of(images, probability, choose_threshold(rule, images.is_positive, probability))
 
@@ -125,11 +138,22 @@ class ShortFits:
         """Remove all states; results stay in the cache."""
         Checkpoints(folder=self.states, identity={}, every_steps=None).clear()
 
+    def _is_current(self, network: Network) -> bool:
+        return not self.renews or self._key(network) in self.renewed
+
+    def _forget(self, network: Network) -> None:
+        key = self._key(network)
+        for path in self.results.glob(f"short-fit-{key}-*.json"):
+            path.unlink()
+        self._checkpoints(network).clear()
+        self.renewed.add(key)
+
+    def _checkpoints(self, network: Network) -> Checkpoints:
+        return Checkpoints(folder=self.states / self._key(network), identity=self._identity(network), every_steps=None)
+
     def _logits(self, network: Network, epochs: int) -> torch.Tensor:
         data, seed = self.prober.data, self.cutting.seed
-        checkpoints = Checkpoints(
-            folder=self.states / self._key(network), identity=self._identity(network), every_steps=None
-        )
+        checkpoints = self._checkpoints(network)
         saved = checkpoints.load(STAGE)
         if saved is not None and saved.progress.epoch > epochs:
             # A search with longer short fits left it; its network has learned more than this one may have.
