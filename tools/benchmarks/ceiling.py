@@ -72,10 +72,10 @@ def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int
     labels = torch.arange(recipe.batch_size, device=recipe.device) % 2
     ends_s = []
     for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.device, recipe.precision):
             logits = network(inputs)
         loss = LOSSES[recipe.loss](logits.float(), labels, None)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         ends_s.append(time.perf_counter())
