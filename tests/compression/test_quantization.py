@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from chestx_cli.compression.quantization.onnx_graph import weight_rows, without_
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS, collect_ranges, draw_calibration_set
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.errors import ExportError
+from chestx_cli.core.machine import has_exact_products
 from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
 from chestx_cli.evaluation.statistics.outcome import Outcome
-from chestx_cli.inference import onnx_export
+from chestx_cli.inference import onnx_export, runtimes
+from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.variant import SOME_IN_FP32, LayerSpeeds, SlowerLayerRow
 from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, draw_image
@@ -125,12 +129,38 @@ def test_weights_stay_within_what_the_target_multiplies_exactly(
     assert (255 * limit * 2 < 2**15) == (target_cpu == "any")
     assert any("exact on" in note for note in record["notes"])
     assert any(f"--target-cpu {target_cpu} {TARGET_CPUS[target_cpu].measured}" in note for note in record["notes"])
-    # Sessions ask for exact products, so the file means the same on a processor that would saturate.
+    # Sessions request exact products where they could saturate, so the file means the same on every processor.
     assert record["quantization"]["kernel_difference"] < 0.01
     constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     zero_points = {constants[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     signed = TARGET_CPUS[target_cpu].signed_activations
     assert zero_points == {onnx.TensorProto.INT8 if signed else onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_slower_kernels_are_requested_only_where_sums_of_8_bits_could_saturate(
+    monkeypatch: pytest.MonkeyPatch, *, is_exact: bool
+) -> None:
+    given: list[str | None] = []
+
+    def session(_model: object, options: onnxruntime.SessionOptions, **_: object) -> Any:
+        try:
+            given.append(options.get_session_config_entry("session.x64quantprecision"))
+        except RuntimeError:
+            given.append(None)
+        return SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x")])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(runtimes, "has_exact_products", lambda: is_exact)
+    monkeypatch.setattr(chestx_bundle, "has_vnni", lambda: is_exact)
+    runtimes.onnx_session(b"", threads=1)
+    chestx_bundle.open_model(b"", threads=1)
+    assert given == [None if is_exact else "1"] * 2
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="other processors have no such instructions")
+def test_a_bundle_knows_the_processor_as_chestx_does() -> None:
+    assert chestx_bundle.has_vnni() == has_exact_products()
 
 
 @pytest.mark.parametrize("method", QDQ_METHODS)

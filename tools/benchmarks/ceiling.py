@@ -2,7 +2,7 @@
 
 Both alternate in one process. A round is one epoch of `chestx_cli.networks.training.fit` and the same number of bare
 steps; on both sides only full batches count, timed from one step's end to the next. Prints images per second of every
-round.
+round. `--operations` instead prints in which operations the bare steps spend their time.
 """
 
 from __future__ import annotations
@@ -72,15 +72,28 @@ def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int
     labels = torch.arange(recipe.batch_size, device=recipe.device) % 2
     ends_s = []
     for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.device, recipe.precision):
             logits = network(inputs)
         loss = LOSSES[recipe.loss](logits.float(), labels, None)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         ends_s.append(time.perf_counter())
     move_back(network)
     return rate_of(ends_s, recipe.batch_size)
+
+
+def operation_shares(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int) -> dict[str, float]:
+    """Return the share of the time of bare training steps that each operation takes without those that it calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    # Warm-up: the first steps select and prepare kernels.
+    bare_rate(network, image_size_px, recipe, 2)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        bare_rate(network, image_size_px, recipe, steps)
+    times = {one.key: one.self_cpu_time_total for one in profiler.key_averages()}
+    total = sum(times.values())
+    return {name: times[name] / total for name in sorted(times, key=lambda name: -times[name])}
 
 
 def main() -> None:
@@ -90,7 +103,9 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--operations", type=int, metavar="STEPS", help="print the share of each operation in so many")
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     study = Study(options.study)
     split = study.read_split()
@@ -103,7 +118,7 @@ def main() -> None:
         balance="both",
         loss="ce",
         device=device,
-        precision=resolve_precision("auto", device),
+        precision=resolve_precision(options.precision, device),
         compiled=False,
         seed=42,
     )
@@ -113,6 +128,10 @@ def main() -> None:
     loop, bare = [], []
     with reproducible(recipe.seed):
         network = build_classifier(options.backbone, len(split.classes))
+        if options.operations:
+            shares = operation_shares(network, options.image_size, recipe, options.operations)
+            print(json.dumps({"precision": recipe.precision, "operations": shares}))
+            return
         # Warm-up: the first steps select and prepare kernels.
         bare_rate(network, options.image_size, recipe, 3)
         for _ in range(options.rounds):

@@ -104,11 +104,11 @@ def models_of(study: Study, onnx: Path) -> dict[str, tuple[str, Path, str]]:
     }
 
 
-def baseline_onnx(study: Study) -> Path:
-    """Return the baseline's ONNX file as exported by the command and checked against torch."""
-    path = study.cache / f"onnx-{study.read_variant(BASELINE).model_sha256[:16]}.onnx"
+def exported(study: Study, name: str) -> Path:
+    """Return a torch variant's ONNX file as exported by the command and checked against torch."""
+    path = study.cache / f"onnx-{study.read_variant(name).model_sha256[:16]}.onnx"
     if not path.exists():
-        run_process(chestx("benchmark", BASELINE, "--rounds", 1, "--duration", 0.1, "--study", study.root))
+        run_process(chestx("benchmark", name, "--rounds", 1, "--duration", 0.1, "--study", study.root))
     return path
 
 
@@ -116,7 +116,7 @@ def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[
     """Return the seconds of single-image calls by label and round; every model runs each round in a fresh process."""
     record = study.read_variant(BASELINE)
     side_px, threads = record.preprocessing.image_size_px, available_threads()
-    onnx = baseline_onnx(study)
+    onnx = exported(study, BASELINE)
     peer = nncf_model(study, onnx)
 
     def own(runtime: str, path: Path, kind: str) -> Callable[[], list[float]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.compression.quantization.target_cpus import ANY_CPU, PROCESSORS, TARGET_CPUS
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import (
@@ -41,13 +42,6 @@ FEW_FREE_BYTES = 5 * GIB
 MAX_NAME = 26
 NEEDED = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 BACKBONE = "resnet50"
-# What to expect of a static INT8 file against FP32 under ONNX Runtime, by the first of these that a processor has: the
-# ratios are those measured of ResNet50 (docs/compression.md).
-INT8_TIMES = {
-    "VNNI": "static takes about 1/3 of FP32's time",
-    "AVX512": "not measured without VNNI",
-    "AVX2": "static takes about 1/2 of FP32's time",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +171,10 @@ def _processor(precision: str | None) -> Iterator[DoctorRow]:
     exact = has_exact_products()
     meaning = "INT8 sums are exact with 8 bits" if exact else "keep --target-cpu any (7 bits)"
     yield _row("VNNI" if _is_x86() else "INT8 sums", "yes" if exact else "no", meaning)
-    found = next((name for name in INT8_TIMES if name in (known or ())), None)
-    yield _row("INT8", found or "unknown", INT8_TIMES[found] if found else "not measured on such a processor")
+    found = next((name for name in PROCESSORS if name in (known or ())), None)
+    share = TARGET_CPUS[ANY_CPU].times.get(found) if found else None
+    meaning = "not measured on such a processor" if share is None else f"static takes about {share:.0%} of FP32's time"
+    yield _row("INT8", found or "unknown", meaning)
 
 
 def _is_x86() -> bool:

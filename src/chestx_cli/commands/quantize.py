@@ -239,7 +239,7 @@ def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
         )
     note = (
         f"Weights use all 8 bits: INT8 sums are exact on {numerics.exact_on}. On x86 without VNNI they "
-        'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it.'
+        'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it there.'
     )
     if not has_exact_products():
         run.reporter.warn(f"this processor is not known to be one that --target-cpu {target_cpu} is made for. {note}")

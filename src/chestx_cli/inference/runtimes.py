@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, UsageError
 from chestx_cli.core.files import storage_error
+from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.progress import ignored
 from chestx_cli.core.registry import Registry
 from chestx_cli.data.streams import reading
@@ -286,8 +287,10 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     # Threads that spin between calls would take processor time from other measurements.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range. With VNNI nothing saturates,
+    # but ONNX Runtime would still use the slower kernels.
+    if not has_exact_products():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     return options
 

@@ -295,6 +295,8 @@ def _train_epoch(
             inputs = normalise(augment(take(own_rows.stop - own_rows.start), draws), data.preprocessing)
             if mixed is not None:
                 inputs = mixed.share * inputs + (1 - mixed.share) * inputs[mixed.partners]
+            # Before the forward pass, at whose end most memory is in use.
+            state.optimizer.zero_grad(set_to_none=True)
             with autocast(recipe.device, recipe.precision):
                 own_logits = state.forward(inputs)
             logits = ranks.gathered(own_logits.float(), len(rows))
@@ -304,7 +306,6 @@ def _train_epoch(
                 loss = mixed.share * loss + (1 - mixed.share) * others
             if mix_loss is not None:
                 loss = mix_loss(loss, inputs, logits)
-            state.optimizer.zero_grad(set_to_none=True)
             # The average over processes then equals the sum of their contributions to the gradient.
             (loss * ranks.n).backward()
             done = state.epoch * n_batches + step

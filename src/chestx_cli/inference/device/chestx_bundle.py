@@ -302,6 +302,15 @@ def network_input(grey: Array, preprocessing: Preprocessing) -> Array:
     return scaled
 
 
+@cache
+def has_vnni() -> bool:
+    """Return whether this x86 processor is known to add products of 8-bit integers in 32 bits."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(errors="replace").splitlines() if cpu_info.exists() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def open_model(model: Path | bytes, threads: int) -> Compute:
     """Open an ONNX file or its content in ONNX Runtime on the CPU; return it as a function; raises BundleError."""
     onnxruntime.disable_telemetry_events()
@@ -309,8 +318,10 @@ def open_model(model: Path | bytes, threads: int) -> Compute:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range. With VNNI nothing saturates,
+    # but ONNX Runtime would still use the slower kernels.
+    if not has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
