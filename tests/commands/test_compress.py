@@ -79,10 +79,26 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
         (("--max-size-mb", 1, "--students", "nonsense"), "nonsense", "resnet18"),
         (("--max-size-mb", 1, "--students", "resnet18"), "weights of resnet18 are not", "resnet18 --fetch"),
         (("--max-size-mb", 1, "--students", "resnet18", "--fetch"), "cannot fetch https://", "leave resnet18 out"),
+        (("--max-size-mb", 1, "--students", "nonsense:0.5"), "nonsense", "resnet18"),
+        (("--max-size-mb", 1, "--students", "tiny:2"), "--students tiny:2: the width is", "tiny:0.5"),
+        (("--max-size-mb", 1, "--students", "tiny:half"), "--students tiny:half: the width is", "tiny:0.5"),
+        (("--max-size-mb", 1, "--students", "tiny:0.01"), "leaves none of the 8 channels", "give at least 0.07"),
         (("--max-size-mb", 1, "--runtime", "pytorch"), "runs no INT8 files", "onnxruntime"),
         (("--objective", "energy"), "no energy counter of this processor", "--objective latency"),
     ],
-    ids=["no limit", "criterion", "student", "student without weights", "fetch", "runtime", "energy"],
+    ids=[
+        "no limit",
+        "criterion",
+        "student",
+        "student without weights",
+        "fetch",
+        "wide stranger",
+        "too wide",
+        "no width",
+        "too narrow",
+        "runtime",
+        "energy",
+    ],
 )
 def test_what_cannot_be_searched_is_refused(
     words: tuple[object, ...],
@@ -163,6 +179,44 @@ def test_networks_compete_in_short_fits_which_a_killed_search_keeps(
     assert record["answer"]["sentence"].startswith(
         f"{record['chosen']} meets all limits on the validation images, with"
     )
+
+
+def test_a_student_of_half_the_width_competes_and_force_begins_anew(
+    chestx: Chestx, study: Path, costs: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(1.0)
+    begun: list[str] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        begun.append(kwargs["stage"])
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr("chestx_cli.compression.short_fits.fit", counted)
+    (study.parent / "chestx.toml").write_text('[compress]\nstudents = ["tiny", "tiny:50%", "tiny:0.5"]\n')
+    words = (
+        *("compress", "--study", study, "--objective", "size", "--max-drop", 1, "--criteria", "l2"),
+        *("--short-epochs", 1, "--finetune-epochs", 2, "--round-to", 1, "--batch-size", 16, "--threads", 1, "--json"),
+        *("--config", study.parent / "chestx.toml"),
+    )
+    outcome = chestx(*words)
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    assert "student tiny:0.5" in {row["network"] for row in record["short_fits"]}
+    assert len(begun) == len(record["short_fits"])
+    rows = {row["variant"]: row for row in record["rows"]}
+    student = rows["tiny-width-50-student-2"]
+    assert student["student"] == "tiny:0.5"
+    assert student["macs_removed"] > 0.5
+    assert "tiny-width-50-student-2-static-int8" in rows
+    assert "--backbone tiny --width 0.5" in " ".join(outcome.err.split())
+    stored = json.loads((study / "variants" / student["variant"] / "variant.json").read_text())
+    assert stored["options"]["width"] == 0.5
+    assert chestx(*words).code == 0
+    assert len(begun) == len(record["short_fits"])
+    forced = chestx(*words, "--force")
+    assert forced.code == 0, forced.err
+    assert "already done" not in forced.err
+    assert len(begun) == 2 * len(record["short_fits"])
 
 
 def test_all_folds_are_searched_together(

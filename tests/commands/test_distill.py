@@ -147,7 +147,7 @@ def test_a_narrower_student_without_weights_begins_with_random_ones(chestx: Ches
     assert "with 50 % of its channels: random weights" in record_of(study, "tiny-width-50-student")["notes"][0]
     outcome = chestx(*STUDENT, "--width", "0.05", "--study", study)
     assert outcome.code == 2
-    assert "--width 0.05 leaves none of the 8 channels of conv1" in outcome.err
+    assert "a width of 0.05 leaves none of the 8 channels of conv1" in outcome.err
     assert not (study / "variants" / "tiny-width-5-student").exists()
 
 

@@ -73,7 +73,15 @@ def test_a_short_fit_is_what_the_commands_begin_with(fits: ShortFits, study: Pat
         *("--distill", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
     )
     distill = ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 2, "--name", "taught")
-    for words, one, name in ((prune, network, "pruned"), (distill, Network(student="tiny"), "taught")):
+    # The statistics of a narrower network's weights are re-estimated first.
+    weights = study / "variants" / "baseline" / "model.safetensors"
+    fits.students["tiny:0.5"] = Student(backbone="tiny", weights=str(weights), file=weights, width=0.5)
+    half = (*distill[:3], "--weights", weights, "--width", 0.5, "--epochs", 2, "--name", "narrow")
+    for words, one, name in (
+        (prune, network, "pruned"),
+        (distill, Network(student="tiny"), "taught"),
+        (half, Network(student="tiny:0.5"), "narrow"),
+    ):
         outcome = chestx(*words, *FIT, "--study", study)
         assert outcome.code == 0, outcome.err
         target = Study(study)

@@ -72,7 +72,7 @@ def test_a_width_that_leaves_nothing_is_refused_with_the_least_one() -> None:
 def test_a_network_that_cannot_be_narrowed_is_refused_and_whole_it_is_not() -> None:
     with pytest.raises(ChestxError, match="cannot follow the channels") as caught:
         require_width("shufflenet_v2_x1_0", 0.5)
-    assert caught.value.remedy == "use --width 1, or another --backbone"
+    assert caught.value.remedy == "use the full width, or another backbone"
     require_width("shufflenet_v2_x1_0", 1.0)
 
 

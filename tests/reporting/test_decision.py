@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import VariantResults
-from chestx_cli.records.answers import INFERIOR, NOT_INFERIOR
+from chestx_cli.records.answers import INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 from chestx_cli.reporting.decision import SHIP, decide
 from support.made_up_study import timed, write_study
 
@@ -78,18 +79,46 @@ def test_what_is_smaller_but_slower_is_not_recommended(
     assert (f"{int8.name} would be as good, but slower" in decision.sentence) == (shipped == "baseline")
 
 
-@pytest.mark.parametrize(("latency_ms", "smallest_ships"), [(8.1, True), (7.9, True), (9.5, False)])
-def test_of_variants_that_are_as_fast_the_smallest_is_shipped(
-    variants: tuple[VariantResults, ...], latency_ms: float, *, smallest_ships: bool
+@pytest.mark.parametrize("verdict", [NOT_INFERIOR, INCONCLUSIVE])
+@pytest.mark.parametrize(
+    ("rounds_ms", "share_of_size", "smallest_is_named"),
+    [
+        ((8.1,) * 5, 0.5, True),
+        ((7.9,) * 5, 0.5, True),
+        ((9.5,) * 5, 0.5, False),
+        ((7.0, 7.4, 8.5, 9.6, 9.8), 0.5, True),
+        ((7.0, 7.4, 12.0, 12.0, 12.0), 0.5, False),
+        ((8.1,) * 5, 0.999, False),
+    ],
+    ids=["as fast", "faster", "slower", "undecided", "undecided but a third slower", "no smaller"],
+)
+def test_of_variants_that_are_as_fast_the_smallest_is_named(
+    variants: tuple[VariantResults, ...],
+    verdict: str,
+    rounds_ms: tuple[float, ...],
+    share_of_size: float,
+    *,
+    smallest_is_named: bool,
 ) -> None:
-    baseline, large, small = variants[0], timed(variants[1], 8.0, 23.4), timed(variants[-1], latency_ms, 23.4)
-    assert small.record.model_bytes < large.record.model_bytes
-    assert decide((baseline, large, small)).ship == (small.name if smallest_ships else large.name)
-    # Times of another run are not compared: the larger speed-up over the baseline decides.
+    baseline, large = variants[0], timed(variants[1], 8.0, 23.4, word=verdict)
+    small = timed(variants[-1], statistics.median(rounds_ms), 23.4, word=verdict)
     (benchmark,) = small.benchmarks
+    (row,) = benchmark.rows
+    row = replace(row, batches=(replace(row.batches[0], round_p50_ms=rounds_ms), *row.batches[1:]))
+    small = replace(
+        small,
+        record=small.record.replace(model_bytes=int(share_of_size * large.record.model_bytes)),
+        benchmarks=(benchmark.replace(rows=(row,)),),
+    )
+    decision = decide((baseline, large, small))
+    named = decision.ship if verdict == NOT_INFERIOR else decision.nearest
+    assert named == (small.name if smallest_is_named else large.name)
+    # Times of another run are not compared: the larger speed-up over the baseline decides.
     other = replace(benchmark.stamp, created="2026-01-01T00:00:00.000+00:00")
-    apart = (baseline, large, replace(small, benchmarks=(benchmark.replace(stamp=other),)))
-    assert decide(apart).ship == (small.name if latency_ms < 8 else large.name)
+    apart = replace(small, benchmarks=(benchmark.replace(stamp=other, rows=(row,)),))
+    decision = decide((baseline, large, apart))
+    named = decision.ship if verdict == NOT_INFERIOR else decision.nearest
+    assert named == (small.name if statistics.median(rounds_ms) < 8 else large.name)
 
 
 @pytest.mark.parametrize("parent_word", [NOT_INFERIOR, INFERIOR])

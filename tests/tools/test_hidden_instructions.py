@@ -24,7 +24,7 @@ unsigned constant(void) { return 0xa20fa20f; }
 void fault(void) { __builtin_trap(); }
 """
 # Prints what the library reports: leaf 7 in full, its vendor, the constant.
-ASKING = """
+PROBE = """
 import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
 library.leaf.restype = library.constant.restype = ctypes.c_uint
@@ -40,17 +40,17 @@ AVX2_BIT, AVX512F_BIT, VNNI_BIT, AVX_VNNI_BIT, BF16_BIT = (1 << bit for bit in (
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a package with the library and a Python file."""
-    folder = tmp_path_factory.mktemp("package") / "asked"
+    folder = tmp_path_factory.mktemp("package") / "probe"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "asked.c").write_text(SOURCE)
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", "asked.so", "asked.c"], cwd=folder, check=True)
+    (folder / "probe.c").write_text(SOURCE)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", "probe.so", "probe.c"], cwd=folder, check=True)
     return folder
 
 
 def reported(library: Path, *more: str, env: dict[str, str]) -> tuple[int, list[int]]:
     """Return the exit code and the numbers that a process with the library prints."""
-    words = [sys.executable, "-c", ASKING, str(library), *more]
+    words = [sys.executable, "-c", PROBE, str(library), *more]
     ended = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     return ended.returncode, [int(word) for word in ended.stdout.split()]
 
@@ -59,9 +59,9 @@ def reported(library: Path, *more: str, env: dict[str, str]) -> tuple[int, list[
 def test_only_the_hidden_bits_are_cleared(package: Path, tmp_path: Path, level: str) -> None:
     copy_package(package, tmp_path / "copy")
     assert (tmp_path / "copy" / "__init__.py").is_symlink()
-    code, before = reported(package / "asked.so", env={})
+    code, before = reported(package / "probe.so", env={})
     assert code == 0
-    code, after = reported(tmp_path / "copy" / "asked.so", env=hiding(level, tmp_path, packages=()))
+    code, after = reported(tmp_path / "copy" / "probe.so", env=hiding(level, tmp_path, packages=()))
     assert code == 0
     assert not after[ECX] & VNNI_BIT
     assert not after[EAX_1] & (AVX_VNNI_BIT | BF16_BIT)
@@ -73,7 +73,7 @@ def test_only_the_hidden_bits_are_cleared(package: Path, tmp_path: Path, level: 
 
 def test_without_the_preloaded_library_and_at_a_true_fault_the_process_ends(package: Path, tmp_path: Path) -> None:
     copy_package(package, tmp_path / "copy")
-    library = tmp_path / "copy" / "asked.so"
+    library = tmp_path / "copy" / "probe.so"
     code, numbers = reported(library, env={})
     assert (code < 0, numbers) == (True, [])
     code, _ = reported(library, "fault", env=hiding("vnni", tmp_path, packages=()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from chestx_cli.commands.distill import distill
+from chestx_cli.commands.distill import distill, student_suffix
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
 from chestx_cli.commands.train import Fetch
@@ -85,7 +85,8 @@ class Builder:
         described = describe(network)
         with self.run.reporter.progress(f"Timing an untrained network: {described}", PERCENT) as advance:
             if network.student is not None:
-                cost = fits.prober.cost(fits.initial(network.student), network.student, advance)
+                backbone = fits.students[network.student].backbone
+                cost = fits.prober.cost(fits.initial(network.student), backbone, advance)
             else:
                 cost = fits.prober.cost_without(network.percent, fits.cutting_of(network), advance)
         costs = "; ".join(f"{kind} {_in_words(cost[kind])}" for kind in (FP32, INT8))
@@ -157,8 +158,9 @@ class Builder:
             return derived_name(self.parent, f"{candidate.int8}-int8")
         own = f"structured-{network.percent}-{network.criterion}"
         if network.student is not None:
+            student = self.folds[0].fits.students[network.student]
             # The epochs distinguish it from a student made by `chestx distill` itself.
-            own = f"{network.student}-student-{self.recipe.finetune_epochs}"
+            own = f"{student_suffix(student.backbone, student.width)}-{self.recipe.finetune_epochs}"
         fitted = derived_name(self.parent, own)
         return fitted if candidate.int8 is None else f"{fitted}-{candidate.int8}-int8"
 
@@ -187,13 +189,15 @@ class Builder:
                 force=self.force,
             )
         if network.student is not None:
+            student = fold.fits.students[network.student]
             return self.run.make(
                 distill,
                 study=root,
                 teacher=self.parent.name,
                 name=name,
-                backbone=network.student,
-                weights=fold.fits.students[network.student].weights,
+                backbone=student.backbone,
+                width=student.width,
+                weights=student.weights,
                 lr=recipe.lr,
                 batch_size=recipe.batch_size,
                 epochs=recipe.finetune_epochs,
@@ -250,7 +254,7 @@ def _worth(quality: Quality) -> str:
     examples=(
         "chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02",
         "chestx compress --objective latency --endpoint auroc --runtime openvino",
-        "chestx compress --max-size-mb 3 --students mobilenet_v3_small,resnet18",
+        "chestx compress --max-size-mb 3 --students mobilenet_v3_small,resnet50:0.5",
     ),
     after="quantize",
 )
@@ -279,7 +283,9 @@ def compress(
     ] = (),
     students: Annotated[
         tuple[str, ...],
-        Opt(help="Smaller backbones that compete.", parse=parse_names, show=",".join, metavar="NAME,..."),
+        Opt(
+            help="Backbones that compete; NAME:0.5: half as wide.", parse=parse_names, show=",".join, metavar="NAME,..."
+        ),
     ] = (),
     fetch: Fetch = False,
     short_epochs: Annotated[int, Opt(help="Epochs of the first short fits.", minimum=1)] = 2,
@@ -307,7 +313,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     _require_measurable(objective, runtime)
-    known = {name: Student.of(name, fetch=fetch) for name in students}
+    known = {student.name: student for student in (Student.of(text, fetch=fetch) for text in students)}
     target = open_study(study)
     n_threads = threads or available_threads()
     recipe = Structured(
@@ -335,7 +341,7 @@ def compress(
     usual = folds[0].fits.cutting.criterion
     space = Space(
         criteria=criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))),
-        students=students,
+        students=tuple(known),
         short_epochs=short_epochs,
         full_epochs=finetune_epochs,
     )

@@ -90,7 +90,7 @@ def distill(
     initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch), width=width)
     options = {**run.options, "weights": initial.recorded, "balance": source.balance, "loss": source.loss}
     plan = Plan(
-        name=name or derived_name(source, _suffix(backbone, width)),
+        name=name or derived_name(source, student_suffix(backbone, width)),
         method=DISTILLED,
         options=options,
         split=images,
@@ -122,5 +122,6 @@ def distill(
         return fit_new(run, variant, recipe, initial, replace(data, mix_loss=mix_loss))
 
 
-def _suffix(backbone: str, width: float) -> str:
+def student_suffix(backbone: str, width: float) -> str:
+    """Return the default name of a student whose teacher is the baseline."""
     return f"{backbone}-student" if width == 1 else f"{backbone}-width-{width * 100:g}-student"

@@ -173,7 +173,11 @@ def _processor(precision: str | None) -> Iterator[DoctorRow]:
     yield _row("VNNI" if _is_x86() else "INT8 sums", "yes" if exact else "no", meaning)
     found = next((name for name in PROCESSORS if name in (known or ())), None)
     share = TARGET_CPUS[ANY_CPU].times.get(found) if found else None
-    meaning = "not measured on such a processor" if share is None else f"static takes about {share:.0%} of FP32's time"
+    meaning = (
+        "not measured on such a processor"
+        if found is None or share is None
+        else f"static: about {share:.0%} of FP32's time {PROCESSORS[found]}"
+    )
     yield _row("INT8", found or "unknown", meaning)
 
 

@@ -146,7 +146,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The search space: criteria in order of preference, backbones of students, and epochs of short and full fits."""
+    """The search space: criteria in order of preference, names of students, and epochs of short and full fits."""
 
     criteria: Sequence[str]
     students: Sequence[str] = ()

@@ -9,13 +9,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import prune_channels
-from chestx_cli.core.errors import IntegrityError, WeightsError, again
+from chestx_cli.compression.pruning.width import at_width, require_width
+from chestx_cli.core.errors import ChestxError, IntegrityError, UsageError, WeightsError, again
 from chestx_cli.core.files import identified, read_json, write_atomic
+from chestx_cli.core.options import parse_share
 from chestx_cli.core.shared_options import TEACHER_WEIGHT, TEMPERATURE
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.evaluation.statistics.calibration import fit_temperature
@@ -24,9 +27,10 @@ from chestx_cli.evaluation.statistics.outcome import log_odds_of, sigmoid
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible
 from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training import fit, recipe_of
 from chestx_cli.networks.training_data import positive_probability, predict_logits
-from chestx_cli.networks.weights.pretrained import IMAGENET, NONE, find_weights, load_weights
+from chestx_cli.networks.weights.pretrained import IMAGENET, NONE, find_weights, load_weights, place_by_hand
 from chestx_cli.records.split import VAL
 from chestx_cli.store.checkpoints import Checkpoints
 
@@ -50,35 +54,74 @@ STAGE = "short fit"
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A backbone that learns from the parent: its initial weights, and their file if they have one."""
+    """A backbone that learns from the parent: its initial weights, and their file if they have one.
+
+    width: share of the channels that each of its layers has.
+    """
 
     backbone: str
     weights: str
     file: Path | None
+    width: float = 1.0
 
     @classmethod
-    def of(cls, backbone: str, *, fetch: bool) -> Student:
-        """Return a student with ImageNet weights, or random ones if there are none for it.
+    def of(cls, text: str, *, fetch: bool) -> Student:
+        """Return the student that an item of --students names, BACKBONE or BACKBONE:WIDTH.
 
-        Raises WeightsError if its ImageNet weights are not on this machine, unless `fetch` allows to download them.
+        It has ImageNet weights, or random ones if there are none for it. Raises UsageError for an unknown backbone or
+        an impossible width, WeightsError if its ImageNet weights are not on this machine, unless `fetch` allows to
+        download them.
         """
+        backbone, colon, share = text.partition(":")
         weights = NONE if BACKBONES[backbone].weights_url is None else IMAGENET
+        width = _width_of(backbone, share) if colon else 1.0
         try:
-            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=fetch))
+            return cls(
+                backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=fetch), width=width
+            )
         except WeightsError as error:
             if fetch:
-                raise WeightsError(error.fact, f"leave {backbone} out of --students, or try again later") from error
+                raise WeightsError(
+                    error.fact, f"leave {backbone} out of --students; or {place_by_hand(backbone)}"
+                ) from error
             raise WeightsError(
                 f"the ImageNet weights of {backbone} are not on this machine, so it cannot be one of --students",
                 f"{again('--fetch')} downloads them; or leave it out",
             ) from error
 
-    def network(self, n_classes: int) -> nn.Module:
-        """Return the network with its initial weights; the weights of its head are drawn from torch's random state."""
+    @property
+    def name(self) -> str:
+        """Return the item of --students that names it."""
+        return self.backbone if self.width == 1 else f"{self.backbone}:{self.width:g}"
+
+    def network(self, n_classes: int, image_size_px: int) -> nn.Module:
+        """Return the network with its initial weights; the weights of its head are drawn from torch's random state.
+
+        Of a width below 1, BatchNorm statistics of these weights are those of the full width.
+        """
         network = build_classifier(self.backbone, n_classes)
         if self.file:
             load_weights(network, self.file, head_of(network))
-        return network
+        return network if self.width == 1 else at_width(network, self.width, image_size_px)
+
+
+def _width_of(backbone: str, share: str) -> float:
+    """Return the width of a student, checked on its backbone; raises UsageError."""
+    named = f"--students {backbone}:{share}"
+    try:
+        width = parse_share(share)
+    except ValueError:
+        width = math.nan
+    if not 0 < width <= 1:
+        raise UsageError(
+            f"{named}: the width is a share of the channels above 0 and up to 1",
+            f"write {backbone}:0.5 for half of the channels",
+        )
+    try:
+        require_width(backbone, width)
+    except ChestxError as error:
+        raise UsageError(f"{named}: {error.fact}", error.remedy) from error
+    return width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +219,9 @@ class ShortFits:
 
         with reproducible(seed):
             if network.student is not None:
-                fitted = self.initial(network.student)
+                fitted, student = self.initial(network.student), self.students[network.student]
+                if student.width < 1 and student.file:
+                    reestimate_batchnorm(fitted, data, device=recipe.device, reporter=self.reporter)
                 finetune(fitted, 0)
             else:
                 fitted = self._pruned(network, finetune)
@@ -188,7 +233,8 @@ class ShortFits:
     def initial(self, student: str) -> nn.Module:
         """Return a student with the initial weights that the search's seed gives."""
         with reproducible(self.cutting.seed):
-            return self.students[student].network(self.prober.n_classes)
+            side_px = self.prober.data.preprocessing.image_size_px
+            return self.students[student].network(self.prober.n_classes, side_px)
 
     def _pruned(self, network: Network, finetune: Finetune) -> nn.Module:
         """Return the parent's network, pruned by the nearest share that this fold's widths allow, and fitted."""

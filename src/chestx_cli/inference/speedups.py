@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # Latency ratios within this distance of 1 count as neither a gain nor a loss.
 LATENCY_TOLERANCE = 0.05
+# A variant whose rounds scatter counts as as fast as another only if its median ratio is within this distance of 1.
+SCATTER_TOLERANCE = 0.1
+# Sizes that differ by less than this share are equal.
+SIZE_TOLERANCE = 0.005
 FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
 # The ratio has no interval, or its interval includes 1 although the ratio is beyond the tolerance.
 UNDECIDED = "not enough rounds to say"
@@ -204,9 +208,29 @@ def word_between(reference: BenchmarkRecord, benchmark: BenchmarkRecord) -> str 
     rows = [min(one.rows, key=lambda row: row.latency_p50_ms, default=None) for one in (reference, benchmark)]
     if reference.stamp != benchmark.stamp or rows[0] is None or rows[1] is None:
         return None
-    medians = zip(rows[0].batches[0].round_p50_ms, rows[1].batches[0].round_p50_ms, strict=True)
+    return speed_word(*_ratio_of_rounds(rows[0], rows[1]))
+
+
+def preferred(rows: Sequence[BenchmarkRow], size_bytes: Mapping[str, int]) -> BenchmarkRow:
+    """Return the row with the largest speed-up, or that of a smaller variant which is as fast, as far as the run shows.
+
+    rows: of one run, one of each variant, each faster than FP32. size_bytes: by variant.
+    """
+    fastest, *others = sorted(rows, key=lambda row: row.speedup_over_best_fp32 or 0.0, reverse=True)
+    best = fastest
+    for row in others:
+        ratio, interval = _ratio_of_rounds(fastest, row)
+        is_as_fast = ratio >= 1 - SCATTER_TOLERANCE and speed_word(ratio, interval) != SLOWER
+        if is_as_fast and size_bytes[row.variant] < (1 - SIZE_TOLERANCE) * size_bytes[best.variant]:
+            best = row
+    return best
+
+
+def _ratio_of_rounds(reference: BenchmarkRow, row: BenchmarkRow) -> tuple[float, tuple[float, float] | None]:
+    """Return how many times as fast a row is as another of the same run, from each round's medians."""
+    medians = zip(reference.batches[0].round_p50_ms, row.batches[0].round_p50_ms, strict=True)
     ratios = [first_ms / second_ms for first_ms, second_ms in medians]
-    return speed_word(statistics.median(ratios), mean_ratio_interval(ratios))
+    return statistics.median(ratios), mean_ratio_interval(ratios)
 
 
 def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
@@ -273,8 +297,8 @@ def recommendation(
 ) -> tuple[str, ...]:
     """Return recommendations for speed on this device.
 
-    int8: names of the INT8 variants. verdicts: on the test images, by variant. The variant with the largest speed-up
-    that is faster than the FP32 baseline and not inferior is recommended; otherwise the baseline, unless the rounds are
+    int8: names of the INT8 variants. verdicts: on the test images, by variant. Of the variants that are faster than the
+    FP32 baseline and not inferior, that of `preferred` is recommended; otherwise the baseline, unless the rounds are
     too few or too noisy, or suggest that another variant is faster. Inferior faster variants and slower INT8 files are
     named. Empty if nothing was timed in the same run as the baseline.
     """
@@ -287,7 +311,7 @@ def recommendation(
     inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
     better = [row for row in faster if row.variant not in inferior]
     if better:
-        row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        row = preferred(better, {row.variant: row.model_bytes for row in benchmark.cost_rows})
         verdict = verdicts.get(row.variant)
         quality = (
             f"On the test images it is {verdict.short}."

@@ -61,7 +61,7 @@ class CompressRow:
     is_on_front: bool = col("Pareto")
     missed: tuple[str, ...] = col("Limits missed", separator=", ")
     model_sha256: str = field()
-    # Backbone of a student; None for the parent and what is pruned from it.
+    # A student as in --students: its backbone, with its width if below 1; None for a pruned network.
     student: str | None = None
     # The measure that the drop limit applies to, and how much worse it is than the parent's.
     dropped: str | None = col("Drop of", default=None)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph, short_number
 from chestx_cli.evaluation.results import CPU
-from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_between, word_of
+from chestx_cli.inference.speedups import (
+    FASTER,
+    SIZE_TOLERANCE,
+    SLOWER,
+    is_noisy,
+    preferred,
+    word_between,
+    word_of,
+)
 from chestx_cli.records.answers import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR, Decision, ShipRow
 from chestx_cli.records.tabular import listed
 from chestx_cli.records.variant import BASELINE
@@ -21,8 +29,6 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
 
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
-# Files whose sizes differ by less than this share of the baseline's count as equal in size.
-SIZE_TOLERANCE = 0.005
 # A shipped model whose sensitivity or specificity may be lower, by its 95 % interval, is pointed out.
 RIGHT_AT_LEAST = 0.5
 # So is a margin above this.
@@ -190,19 +196,19 @@ def _speed_word(candidate: Candidate) -> str | None:
     return word_of(candidate.benchmark, candidate.name)
 
 
-def _best(qualified: Sequence[Candidate]) -> Candidate | None:
-    """Return the smallest of the candidates that are as fast as the fastest, as far as their common run shows."""
-    fastest = max(qualified, key=_gain_key, default=None)
-    if fastest is None or fastest.benchmark is None or _speed_word(fastest) != FASTER:
-        return fastest
-    as_fast = [
-        candidate
-        for candidate in qualified
-        if candidate.benchmark is not None
-        and _speed_word(candidate) == FASTER
-        and word_between(fastest.benchmark, candidate.benchmark) not in (SLOWER, None)
-    ]
-    return min((fastest, *as_fast), key=lambda candidate: candidate.size_bytes)
+def _best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the fastest candidate or a smaller one that is as fast; the smallest if none is shown to be faster."""
+    best = max(candidates, key=_gain_key, default=None)
+    if best is None or best.benchmark is None or _speed_word(best) != FASTER:
+        return best
+    rows, sizes = [], {}
+    for candidate in candidates:
+        row, benchmark = candidate.fastest, candidate.benchmark
+        if row and benchmark and benchmark.stamp == best.benchmark.stamp and _speed_word(candidate) == FASTER:
+            rows.append(row)
+            sizes[candidate.name] = candidate.size_bytes
+    name = preferred(rows, sizes).variant
+    return next(candidate for candidate in candidates if candidate.name == name)
 
 
 def _gain_key(candidate: Candidate) -> tuple[float, int]:
@@ -218,7 +224,7 @@ def _nearest(others: Sequence[Candidate], reference: Candidate) -> Candidate | N
         for candidate in others
         if candidate.word == INCONCLUSIVE and not candidate.is_stale and _gains(candidate, reference)
     ]
-    return max(undecided, key=_gain_key, default=None)
+    return _best(undecided)
 
 
 def _sentence(

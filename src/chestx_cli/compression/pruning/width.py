@@ -31,7 +31,7 @@ def at_width(network: nn.Module, share: float, image_size_px: int) -> nn.Module:
     try:
         traced = trace_groups(network, image_size_px, kept_layer=output_layer(network))
     except ChestxError as error:
-        raise ChestxError(error.fact, "use --width 1, or another --backbone") from error
+        raise ChestxError(error.fact, "use the full width, or another backbone") from error
     head = head_of(network)
     groups = [group for group in traced if not group.name.startswith(f"{head}.")]
     widths = {group.name: _width(group, share) for group in groups}
@@ -40,7 +40,7 @@ def at_width(network: nn.Module, share: float, image_size_px: int) -> nn.Module:
             # The smallest share that leaves every group a channel: a half is rounded up.
             least = max(one.blocks / (2 * one.channels) for one in groups)
             raise UsageError(
-                f"--width {share:g} leaves none of the {group.channels} channels of {group.name}",
+                f"a width of {share:g} leaves none of the {group.channels} channels of {group.name}",
                 f"give at least {math.ceil(100 * least) / 100:g}",
                 option="width",
             )

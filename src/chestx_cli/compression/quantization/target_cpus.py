@@ -43,8 +43,9 @@ class Numerics:
         return self.weight_limit <= REDUCED_LIMIT
 
 
-# Instructions (of `machine.INSTRUCTIONS`) that decide which 8-bit kernels are used, the fastest first.
-PROCESSORS = {"VNNI": "with VNNI", "AVX512": "with AVX512 but not VNNI", "AVX2": "with AVX2 alone"}
+# Instructions (of `machine.INSTRUCTIONS`) that decide which 8-bit kernels are used, the most capable first, as in a
+# sentence. Without VNNI they were measured by hiding it, or on a processor with AVX2 alone.
+PROCESSORS = {"VNNI": "with VNNI", "AVX512": "with AVX512 (VNNI hidden)", "AVX2": "with AVX2 alone"}
 REDUCED_LIMIT, FULL_LIMIT = 64, 127
 ANY_CPU = "any"
 

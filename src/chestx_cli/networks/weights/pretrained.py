@@ -46,8 +46,7 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
     url = BACKBONES[backbone].weights_url
     if url is None:
         raise WeightsError(f"there are no ImageNet weights for {backbone}", "use --weights none or --weights FILE")
-    path = _hub_folder() / Path(urlparse(url).path).name
-    sha256_prefix = path.stem.rpartition("-")[2]
+    path, sha256_prefix = _place_of(url)
     if not path.exists():
         if not fetch:
             raise WeightsError(
@@ -62,6 +61,21 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
             "remove it and fetch it again with --fetch",
         )
     return path
+
+
+def place_by_hand(backbone: str) -> str:
+    """Return how to place the ImageNet weights of a backbone where `find_weights` looks, as an imperative clause."""
+    url = BACKBONES[backbone].weights_url
+    if url is None:
+        raise ValueError(f"there are no ImageNet weights for {backbone}")
+    path, sha256_prefix = _place_of(url)
+    return f"get {url} (sha256 begins {sha256_prefix}) on another machine and put it into {path.parent}"
+
+
+def _place_of(url: str) -> tuple[Path, str]:
+    """Return the file that a URL is downloaded to, and the beginning of its sha256, which its name has."""
+    path = _hub_folder() / Path(urlparse(url).path).name
+    return path, path.stem.rpartition("-")[2]
 
 
 def _hub_folder() -> Path:

@@ -9,6 +9,7 @@ from chestx_cli.evaluation.results import StudyResults, VariantResults
 from chestx_cli.inference.speedups import (
     FASTER,
     NOISY,
+    SIZE_TOLERANCE,
     is_noisy,
     milliseconds,
     of_rounds,
@@ -24,8 +25,6 @@ from chestx_cli.reporting.page.blocks import percent, rate
 
 if TYPE_CHECKING:
     from chestx_cli.records.evaluation import EvaluationRow
-
-SIZE_TOLERANCE = 0.005
 
 
 def summarise(results: StudyResults) -> tuple[str, ...]:
