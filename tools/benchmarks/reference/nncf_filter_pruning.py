@@ -10,12 +10,13 @@ It needs NNCF 2 (3.0 has no filter pruning any more), best in an environment of 
 
     NNCF_TORCH_LEGACY_TRACING=1 PYTHON -m tools.benchmarks.against_pruners --tools nncf ...
 
-NNCF masks filters. After the epoch in which it freezes the masks they are removed, and the fine-tuning goes on without
-them with the same loss: the network computes the same, in a third of the time.
+NNCF masks filters. When it freezes the masks, what they mask is removed, and the fine-tuning goes on with the same loss and
+a new state of the optimiser: the network computes the same, in a third of the time.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 FIRST_LEVEL = 0.1
 # Of 100 epochs. The level reaches its target one epoch before the masks are frozen, so it takes at least two.
 PRUNING_EPOCHS, LEAST_EPOCHS = 15, 2
+# NNCF keeps multiples of 8 filters, more of them removed than asked; half a point less gives the nearer of two widths.
+ROUNDING = 0.005
 RATE, BATCH, DECAY = 0.1, 320, 1e-4
 SAME_LOGITS = 1e-3
 
@@ -107,7 +110,7 @@ def _controlled(network: nn.Module, side_px: int, kept: float, epochs: int) -> t
         "pruning_init": FIRST_LEVEL,
         "params": {
             "schedule": "exponential",
-            "pruning_flops_target": 1 - kept,
+            "pruning_flops_target": 1 - kept - ROUNDING,
             "pruning_steps": epochs,
             "filter_importance": "geometric_median",
         },
@@ -124,16 +127,16 @@ def removed(masked: nn.Module, control: Any, like: nn.Module, side_px: int) -> n
 
     like: the network before it was compressed, whose weights are not used.
     """
-    import copy
-
     move_back(masked).eval()
     images = torch.rand(4, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = masked(images)
     control.prepare_for_export()
-    stripped = control.strip()
+    stripped = control.strip(do_copy=False)
     plain = copy.deepcopy(move_back(like))
-    plain.load_state_dict({name: tensor for name, tensor in stripped.state_dict().items() if "_nncf" not in name})
+    weights = stripped.state_dict()
+    # NNCF's layers have buffers of their own.
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
     groups = trace_groups(plain, side_px, kept_layer=output_layer(plain))
     zeros = {group.name: score_channels(plain, group, MADE) for group in groups}
     narrower = without_channels(
