@@ -10,8 +10,8 @@ It needs NNCF 2 (3.0 has no filter pruning any more), best in an environment of 
 
     NNCF_TORCH_LEGACY_TRACING=1 PYTHON -m tools.benchmarks.against_pruners --tools nncf ...
 
-NNCF masks filters. When it freezes the masks, what they mask is removed, and the fine-tuning goes on with the same loss and
-a new state of the optimiser: the network computes the same, in a third of the time.
+NNCF masks filters. When it freezes the masks, what they mask is removed, and the fine-tuning goes on with the same loss
+and a new state of the optimiser: the network computes the same, in a third of the time.
 """
 
 from __future__ import annotations
