@@ -31,10 +31,8 @@ def bench(fresh: Path) -> Bench:
 
 
 def test_both_tools_prune_to_the_same_macs_and_are_measured_alike(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In multiples of 8, Torch-Pruning finds nothing to remove from so few channels.
-    monkeypatch.setattr(torch_pruning_recipes, "ROUND_TO", 1)
     words = ["--study", str(fresh), "--out", str(tmp_path / "out.json"), "--epochs", "1", "--seeds", "1", "2"]
     against_pruners.main([*words, "--amount", str(AMOUNT)])
     shown = capsys.readouterr().out

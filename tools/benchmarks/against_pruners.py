@@ -182,6 +182,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--study", type=Path, required=True, help="study with a baseline; variants are added to it")
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=["chestx", "torch-pruning"])
+    parser.add_argument("--without", nargs="+", default=[], help="recipes to leave out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--amount", type=float, default=0.75, help="share of the MACs to remove")
     parser.add_argument("--epochs", type=int, default=8)
@@ -191,7 +192,7 @@ def main(words: list[str] | None = None) -> None:
     results = read_results(options.out)
     print(HEAD)
     for tool in options.tools:
-        recipes = TOOLS[tool]
+        recipes = {name: fit for name, fit in TOOLS[tool].items() if name not in options.without}
         for seed in options.seeds:
             chosen = list(recipes) if seed == options.seeds[0] else [best_of(results, tool, options.seeds[0])]
             for name in chosen:
