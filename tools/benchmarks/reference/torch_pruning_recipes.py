@@ -2,8 +2,8 @@
 
 Read in its repository (github.com/VainF/Torch-Pruning, and the description of the package, version 1.6.1):
 
-- `local`: "High-level Pruners" of the README: `BasePruner` with the group L2 norm. Its `round_to=8` is left out: with it
-  no ratio comes within three points of a quarter of ResNet50's MACs.
+- `local`: "High-level Pruners" of the README: `BasePruner` with the group L2 norm. Its `round_to=8` is left out, since
+  with it no ratio comes within three points of a quarter of ResNet50's MACs.
 - `isomorphic`: the README's remedy for the ranking over the whole network, which may prune some layers too much.
 - `group-sl`: sparse learning, then progressive pruning, both with `GroupNormPruner` and the scores divided by their
   largest; the best results of `reproduce/readme.md`. The README calls it optional and not always better. Its epochs
