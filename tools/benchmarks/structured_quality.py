@@ -12,7 +12,6 @@ import dataclasses
 import json
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from chestx_cli.records.variant import BASELINE, EpochRow
 from chestx_cli.store.checkpoints import Checkpoints
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record
+from tools.benchmarks.reference.torch_pruning_recipes import at_macs, pruner_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,31 +98,14 @@ Arm = Callable[[Bench, int], "tuple[nn.Module, FitData]"]
 
 def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData]:
     """Return the network pruned by Torch-Pruning's pruner with its defaults, at the ratio that reaches the MACs."""
-    import torch
     import torch_pruning
 
-    side = bench.data.preprocessing.image_size_px
-    example = torch.zeros(1, 3, side, side)
-    whole = count_macs(bench.network(), side)
+    side_px, importance = bench.data.preprocessing.image_size_px, torch_pruning.importance.MagnitudeImportance()
 
-    def pruned(ratio: float) -> nn.Module:
-        network = bench.network()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch_pruning.pruner.MagnitudePruner(
-                network,
-                example,
-                importance=torch_pruning.importance.MagnitudeImportance(),
-                pruning_ratio=ratio,
-                ignored_layers=[network.get_submodule(output_layer(network))],
-            ).step()
-        return network
+    def prune(network: nn.Module, ratio: float) -> None:
+        pruner_of(network, side_px, "MagnitudePruner", importance, pruning_ratio=ratio).step()
 
-    low, high = 0.0, 1.0
-    for _ in range(7):
-        middle = (low + high) / 2
-        low, high = (middle, high) if count_macs(pruned(middle), side) > (1 - bench.amount) * whole else (low, middle)
-    return pruned(high), bench.data
+    return at_macs(bench.network(), side_px, 1 - bench.amount, prune), bench.data
 
 
 def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: bool = False) -> Arm:
@@ -201,16 +184,13 @@ def measure(bench: Bench, name: str, seed: int) -> Result:
     )
 
 
-def open_bench(arguments: argparse.Namespace) -> Bench:
-    """Return the bench of a study with a baseline, or train one."""
-    root = arguments.study or Path(tempfile.mkdtemp(prefix="chestx-structured-")) / "study"
+def open_bench(root: Path, *, amount: float, epochs: int) -> Bench:
+    """Return the bench of a study with a baseline."""
     study = Study(root)
-    if not (study.variant(BASELINE) / "variant.json").exists():
-        train(data=arguments.data, study=root, weights=str(arguments.weights))
     split = study.read_split()
     record = study.read_parent(BASELINE, split)
     data = read_fit_data(study, split, record.preprocessing, SilentReporter())
-    return Bench(study=study, record=record, data=data, amount=arguments.amount, epochs=arguments.epochs)
+    return Bench(study=study, record=record, data=data, amount=amount, epochs=epochs)
 
 
 def main() -> None:
@@ -225,7 +205,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=DEFAULTS.finetune_epochs)
     parser.add_argument("--out", type=Path, default=Path("structured_quality.json"))
     arguments = parser.parse_args()
-    bench = open_bench(arguments)
+    root = arguments.study or Path(tempfile.mkdtemp(prefix="chestx-structured-")) / "study"
+    if not (Study(root).variant(BASELINE) / "variant.json").exists():
+        train(data=arguments.data, study=root, weights=str(arguments.weights))
+    bench = open_bench(root, amount=arguments.amount, epochs=arguments.epochs)
     results: list[Result] = []
     print(f"{'arm':30} seed  MACs removed   loss/accuracy/AUROC one-shot   and fine-tuned")
     for seed in arguments.seeds:

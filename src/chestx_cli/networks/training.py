@@ -114,7 +114,7 @@ def fit(
     move_to(network, recipe.device)
     state = _begun(network, recipe, ranks)
     data = data.moved_to(recipe.device)
-    weight = _class_weights(data.split, recipe)
+    weight = class_weights(data.split, recipe)
     snapshot = checkpoints.load(stage)
     if snapshot is not None:
         restore(state, snapshot)
@@ -435,7 +435,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
     state.epoch_s = 0.0
 
 
-def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
+def class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
     """Return the class weights, inversely proportional to training frequency, with mean 1 over images; or None."""
     import numpy as np
     import torch
