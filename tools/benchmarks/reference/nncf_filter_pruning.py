@@ -90,7 +90,8 @@ def geometric_median(
     def distilled(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(recipe.device, recipe.precision):
             probabilities = teacher(inputs).float().softmax(dim=1)
-        return loss - (F.log_softmax(logits, dim=1) * probabilities).sum(dim=1).mean()
+        distilled_loss: torch.Tensor = loss - (F.log_softmax(logits, dim=1) * probabilities).sum(dim=1).mean()
+        return distilled_loss
 
     finetune(pruned, data, recipe, descent, first=first, mix_loss=distilled)
     return pruned
@@ -119,7 +120,8 @@ def _controlled(network: nn.Module, side_px: int, kept: float, epochs: int) -> t
         "input_info": {"sample_size": [1, 3, side_px, side_px]},
         "compression": [pruning, {"algorithm": "knowledge_distillation", "type": "softmax"}],
     }
-    return nncf.torch.create_compressed_model(network, nncf.NNCFConfig.from_dict(config))
+    control, masked = nncf.torch.create_compressed_model(network, nncf.NNCFConfig.from_dict(config))
+    return control, masked
 
 
 def removed(masked: nn.Module, control: Any, like: nn.Module, side_px: int) -> nn.Module:
