@@ -132,8 +132,9 @@ def test_every_option_of_a_method_is_stored_with_its_variant(study: Path, comman
     assert stored.items() >= {"method": method, **jsonable(expected)}.items()
     assert stored == jsonable(record.options)
     line = record.stamp.command
-    for field in given:
-        assert stage.options[field].opt.flag_of(field) in line
+    for field, value in given.items():
+        is_default = value == methods[method].__dataclass_fields__[field].default
+        assert (stage.options[field].opt.flag_of(field) in line) != is_default
 
 
 def test_values_of_a_study_file_make_a_method() -> None:

@@ -66,7 +66,7 @@ DEFAULT_VARIANTS: tuple[Document, ...] = (
     {
         "name": "structured-75-static-int8",
         "steps": [
-            {"prune": "structured", "amount": 0.75, "finetune-epochs": 8, "distill": True, "lr": 3e-4},
+            {"prune": "structured", "amount": 0.75},
             {"quantize": "static"},
         ],
     },

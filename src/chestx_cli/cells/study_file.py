@@ -41,7 +41,7 @@ steps = [{ prune = "iterative", steps = 3, amount = 0.2 }]
 [[variants]]
 name = "structured-75-static-int8"
 steps = [
-    { prune = "structured", amount = 0.75, finetune-epochs = 8, distill = true, lr = 3e-4 },
+    { prune = "structured", amount = 0.75 },
     { quantize = "static" },
 ]
 

@@ -289,9 +289,11 @@ def compress(
     ] = (),
     fetch: Fetch = False,
     short_epochs: Annotated[int, Opt(help="Epochs of the first short fits.", minimum=1)] = 2,
-    finetune_epochs: Annotated[int, Opt(help="Epochs of each network that is built.", minimum=1)] = 8,
+    finetune_epochs: Annotated[
+        int, Opt(help="Epochs of each network that is built.", minimum=1)
+    ] = Structured.finetune_epochs,
     round_to: Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)] = 8,
-    lr: LearningRate = 1e-4,
+    lr: LearningRate = Structured.lr,
     batch_size: BatchSize = 32,
     threads: Threads = None,
     seed: Seed = 42,
@@ -320,7 +322,6 @@ def compress(
         finetune_epochs=finetune_epochs,
         round_to=round_to,
         floor=FLOOR,
-        distill=True,
         lr=lr,
         batch_size=batch_size,
         seed=seed,

@@ -1,7 +1,7 @@
 """Short fits of networks that compete in a search: continued from rung to rung, and none of them stored as a variant.
 
-The short fit of a pruned network is the beginning of what `chestx prune` does with the same options; that of a student
-is the beginning of `chestx distill`.
+The short fit of a pruned network begins as `chestx prune` does with the same options, and that of a student as `chestx
+distill`. Its learning rate stays constant, since how many rungs will follow is not known.
 """
 
 from __future__ import annotations

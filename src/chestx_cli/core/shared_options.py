@@ -59,6 +59,10 @@ Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and stud
 TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
 FeatureWeight = Annotated[float, Opt(help="Weight of the teacher's last feature map.", minimum=0, panel=TRAINING)]
 CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
+Schedule = Annotated[
+    str,
+    Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +72,7 @@ class Refinements:
     The defaults are the study's. A field declared here is an option of all three, and reaches the fitting loop.
     """
 
-    schedule: Annotated[
-        str,
-        Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
-    ] = CONSTANT
+    schedule: Schedule = CONSTANT
     warmup_epochs: Annotated[
         float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
     ] = 0.0

@@ -16,7 +16,7 @@ from chestx_cli.compression.pruning.unstructured import (
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.shared_options import (
-    STUDYS,
+    COSINE,
     TEACHER_WEIGHT,
     TEMPERATURE,
     BatchSize,
@@ -26,6 +26,7 @@ from chestx_cli.core.shared_options import (
     LearningRate,
     Precision,
     Refinements,
+    Schedule,
     Seed,
     TeacherWeight,
     Temperature,
@@ -72,6 +73,7 @@ Amount = Annotated[
 ]
 Steps = Annotated[int, Opt(help="Number of pruning steps.", minimum=1, maximum=100)]
 FinetuneEpochs = Annotated[int, Opt(help="Epochs of fine-tuning after each step.", minimum=0, panel=TRAINING)]
+Distill = Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)]
 Recalibrated = Annotated[bool, Opt(help="Re-estimate BatchNorm statistics.")]
 CriterionName = Annotated[str | None, Opt(help="Channel score; by default bn-scale or l2.", choices=CRITERIA)]
 RoundTo = Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)]
@@ -120,6 +122,8 @@ class Pruned:
 
 # Names of the refinements of fine-tuning.
 REFINEMENTS = tuple(declared_fields(Refinements))
+# Names of the options that only a teacher makes use of.
+OF_TEACHER = ("temperature", "teacher_weight", "feature_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,7 @@ class PruningMethod(Refinements, ABC):
     """Base class of pruning methods with common options; raises UsageError for options that exclude each other."""
 
     finetune_epochs: FinetuneEpochs = 2
-    distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
+    distill: Distill = False
     temperature: Temperature = TEMPERATURE
     teacher_weight: TeacherWeight = TEACHER_WEIGHT
     feature_weight: FeatureWeight = 0.0
@@ -143,14 +147,18 @@ class PruningMethod(Refinements, ABC):
         if self.finetune_epochs:
             self.require_possible(self.finetune_epochs, "--finetune-epochs")
         else:
-            for name in REFINEMENTS:
-                require_default(self, name, getattr(STUDYS, name), "give --finetune-epochs 1 or more")
-        if self.distill and not self.finetune_epochs:
-            raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more", option="distill")
-        if not self.distill:
-            require_default(self, "temperature", TEMPERATURE, "add --distill")
-            require_default(self, "teacher_weight", TEACHER_WEIGHT, "add --distill")
-            require_default(self, "feature_weight", 0.0, "add --distill")
+            for name in ("distill", *REFINEMENTS):
+                require_default(self, name, "give --finetune-epochs 1 or more")
+        if not self.has_teacher:
+            for name in OF_TEACHER:
+                require_default(
+                    self, name, "add --distill" if self.finetune_epochs else "give --finetune-epochs 1 or more"
+                )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the parent is the teacher of a fine-tuning."""
+        return self.distill and self.finetune_epochs > 0
 
     @property
     def refinements(self) -> Refinements:
@@ -185,18 +193,19 @@ class PruningMethod(Refinements, ABC):
 
     def idle(self, network: nn.Module) -> set[str]:  # noqa: ARG002 - some methods need it
         """Return the names of options that do not affect the result."""
-        without_teacher = set() if self.distill else {"temperature", "teacher_weight", "feature_weight"}
+        without_teacher = set() if self.has_teacher else set(OF_TEACHER)
         return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile", *REFINEMENTS})
 
     def document(self, network: nn.Module) -> dict[str, object]:
         """Return the options that affect the result, by name, as recorded with a variant."""
         idle = self.idle(network)
-        return {name: getattr(self, name) for name in declared_fields(type(self)) if name not in idle}
+        options = {name: getattr(self, name) for name in declared_fields(type(self)) if name not in idle}
+        return {**options, "distill": self.has_teacher}
 
 
-def require_default(method: PruningMethod, name: str, default: object, remedy: str) -> None:
-    """Raise UsageError, with a remedy, for an option that has no effect and is not at its default."""
-    if getattr(method, name) != default:
+def require_default(method: PruningMethod, name: str, remedy: str) -> None:
+    """Raise UsageError, with a remedy, for an option that has no effect and is not at its method's default."""
+    if getattr(method, name) != type(method).__dataclass_fields__[name].default:
         raise UsageError(f"--{name.replace('_', '-')} has no effect here", remedy, option=name)
 
 
@@ -248,8 +257,15 @@ def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], t
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelsMethod(PruningMethod):
-    """A method that removes channels from the tensors."""
+    """A method that removes channels from the tensors.
 
+    Its fine-tuning is not the study's, but what recovered most over five folds (docs/compression.md, "Fine-tuning").
+    """
+
+    finetune_epochs: FinetuneEpochs = 8
+    distill: Distill = True
+    lr: LearningRate = 3e-4
+    schedule: Schedule = COSINE
     criterion: CriterionName = None
     round_to: RoundTo = ROUND_TO
     floor: Floor = FLOOR

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided
-from chestx_cli.compression.pruning.channel_removal import ROUND_TO
 from chestx_cli.compression.pruning.method_bases import (
-    FLOOR,
     Amount,
     ChannelsMethod,
     FinetuneEpochs,
@@ -133,8 +131,8 @@ class Guided(ChannelsMethod):
         """Check that options do not exclude each other."""
         super().__post_init__()
         if self.budget == SPARSITY:
-            for name, default in (("criterion", None), ("round_to", ROUND_TO), ("floor", FLOOR)):
-                require_default(self, name, default, "use --budget macs, or --method structured")
+            for name in ("criterion", "round_to", "floor"):
+                require_default(self, name, "use --budget macs, or --method structured")
         elif not self.recalibrate:
             raise UsageError(
                 "--no-recalibrate leaves statistics that do not fit the remaining channels",
