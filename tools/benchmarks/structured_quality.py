@@ -22,7 +22,7 @@ from chestx_cli.compression.pruning.allocation import by_sensitivity
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.layer_sensitivity import validation_outcome
-from chestx_cli.compression.pruning.methods import Structured
+from chestx_cli.compression.pruning.methods import Iterative, Structured
 from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
 from chestx_cli.core.machine import environment
 from chestx_cli.core.progress import SilentReporter
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
 
 DEFAULTS = Structured()
+# Every arm is fine-tuned as in the original study, without a teacher.
+STUDYS = Iterative()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,13 @@ class Bench:
         """Return the fine-tuning recipe shared by all arms, with this seed."""
         return recipe_of(
             epochs=self.epochs,
-            batch_size=DEFAULTS.batch_size,
-            lr=DEFAULTS.lr,
+            batch_size=STUDYS.batch_size,
+            lr=STUDYS.lr,
             balance=self.record.balance,
             loss=self.record.loss,
-            device=DEFAULTS.device,
-            precision=DEFAULTS.precision,
-            compiled=DEFAULTS.compile,
+            device=STUDYS.device,
+            precision=STUDYS.precision,
+            compiled=STUDYS.compile,
             seed=seed,
         )
 
@@ -202,7 +204,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS)[:2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--amount", type=float, default=DEFAULTS.amount)
-    parser.add_argument("--epochs", type=int, default=DEFAULTS.finetune_epochs)
+    parser.add_argument("--epochs", type=int, default=STUDYS.finetune_epochs)
     parser.add_argument("--out", type=Path, default=Path("structured_quality.json"))
     arguments = parser.parse_args()
     root = arguments.study or Path(tempfile.mkdtemp(prefix="chestx-structured-")) / "study"
