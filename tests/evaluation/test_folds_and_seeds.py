@@ -225,6 +225,16 @@ def test_the_auroc_over_folds_is_the_mean_within_them() -> None:
     assert ENDPOINTS["auroc"].estimate(first).value == pytest.approx(np.mean(areas))
 
 
+def test_one_more_patient_adds_to_the_error_and_counts_once() -> None:
+    total = Total(value=0.3, of_patients=np.array([0.1, -0.4, 0.2, 0.0, 0.3, -0.2]), images=6, units=6)
+    more = total.with_one_more()
+    assert more.value == 0.3
+    assert more.error**2 == pytest.approx((0.34 + 0.4**2) * 7 / 6)
+    repeated = dataclasses.replace(total, of_patients=np.append(total.of_patients, -0.4))
+    assert more.degrees == pytest.approx(repeated.degrees)
+    assert total.with_one_more(0.5).error ** 2 == pytest.approx((0.34 + 0.5**2) * 7 / 6)
+
+
 def test_no_variance_at_all() -> None:
     still = Total(value=0.0, of_patients=np.zeros(9), images=9, units=9)
     assert still.bounds() == (0.0, 0.0)

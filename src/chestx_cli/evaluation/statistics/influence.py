@@ -110,16 +110,17 @@ class Total:
         return replace(self, value=self.value - first.value, of_patients=self.of_patients - first.of_patients)
 
     def with_one_more(self, least: float = 0.0) -> Total:
-        """Return a difference whose error includes one more patient as extreme as the most extreme, half up, half down.
+        """Return a difference whose error includes one more patient as extreme as the most extreme; its value is kept.
 
-        Without this pseudo-observation the variance is too small with few patients or few discordant images. least: the
-        smallest contribution to add, one image's for a share (Agresti and Min, Statistics in Medicine 24, 2005, add as
-        much to a table of discordant images).
+        Without this pseudo-observation the variance is too small with few patients or few discordant images. In the
+        degrees of freedom it is one patient; as two halves it would make the variance look steadier than it is. least:
+        the smallest contribution to add, one image's for a share (Agresti and Min, Statistics in Medicine 24, 2005, add
+        as much to a table of discordant images).
         """
         import numpy as np
 
-        more = math.sqrt(HALF) * max(least, float(np.abs(self.of_patients).max(initial=0.0)))
-        return replace(self, of_patients=np.append(self.of_patients, [more, -more]))
+        more = max(least, float(np.abs(self.of_patients).max(initial=0.0)))
+        return replace(self, of_patients=np.append(self.of_patients, more))
 
     @property
     def interval(self) -> Interval:
