@@ -282,9 +282,21 @@ def test_kernels_that_compute_something_else_are_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "chestx_cli.inference.runtimes.predict", lambda compute, *_: np.full((1, 2), 0.4 if compute else 0.6)
     )
-    with pytest.raises(ExportError, match=r"8-bit kernels change a probability by 0\.2"):
+    with pytest.raises(ExportError, match=r"8-bit kernels change probabilities by 0\.2 on average"):
         onnx_export.require_kernels_agree(b"", np.zeros(0, np.uint8), np.zeros(0, np.int64), None)  # type: ignore[arg-type]
     assert opened == [False, True]
+
+
+def test_one_image_near_the_threshold_may_round_differently() -> None:
+    first, second = np.full((16, 2), 0.5), np.full((16, 2), 0.5)
+    second[3] = 0.56, 0.44
+    assert onnx_export.require_rounding_alone("they differ", first, second) == pytest.approx(0.06)
+    second[:8] = 0.56, 0.44
+    with pytest.raises(ExportError, match=r"they differ by 0\.03 on average, more than 0\.02"):
+        onnx_export.require_rounding_alone("they differ", first, second)
+    second[3] = np.nan
+    with pytest.raises(ExportError):
+        onnx_export.require_rounding_alone("they differ", first, second)
 
 
 def test_training_keeps_the_zeros_of_a_pruned_parent(chestx: Chestx, study: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import ExportError
 from chestx_cli.core.files import write_atomic
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 # Logits differ only by reordered FP32 sums; a difference of 1e-4 changes a probability by less than 3e-5.
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
-# 8-bit kernels sum integers where literal execution sums FP32 products; rounding occasionally differs by a step.
-KERNEL_TOLERANCE = 0.05
+# Mean change of a probability. Integer kernels and FP32 round sums differently, which moves single images near the
+# threshold by more than 0.05; a kernel that saturates, or a wrong range, changes most images.
+ROUNDING_TOLERANCE = 0.02
 INPUT, OUTPUT = "images", "logits"
 PERCENT = 100
 # Shares of an export's time, measured on ResNet50: tracing, decomposing, translating, optimising; and the exporter's
@@ -114,23 +115,34 @@ def require_kernels_agree(
 ) -> float:
     """Return the largest difference in a probability between a QDQ file's 8-bit kernels and literal execution.
 
-    rows: the images to predict [n]. Raises ExportError if the difference exceeds 0.05: this processor's kernels then do
-    not compute what the file specifies.
+    rows: the images to predict [n]. Raises ExportError if probabilities differ by more than rounding does: this
+    processor's kernels then do not compute what the file specifies.
     """
-    import numpy as np
-
     from chestx_cli.inference.runtimes import onnx_session, predict
 
     fused, literal = (
         predict(onnx_session(content, literal=literal), pixels, rows, preprocessing) for literal in (False, True)
     )
-    difference = float(np.abs(fused - literal).max())
-    if not difference <= KERNEL_TOLERANCE:
+    return require_rounding_alone("the 8-bit kernels change probabilities", fused, literal)
+
+
+def require_rounding_alone(
+    what: str, first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]
+) -> float:
+    """Return the largest difference between probabilities [n, classes] that only rounding should change.
+
+    Raises ExportError, which begins with `what`, if their mean difference exceeds `ROUNDING_TOLERANCE` or is no number.
+    """
+    import numpy as np
+
+    differences = np.abs(first - second)
+    mean = float(differences.mean())
+    if not mean <= ROUNDING_TOLERANCE:
         raise ExportError(
-            f"the 8-bit kernels change a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
+            f"{what} by {mean:.2g} on average, more than {ROUNDING_TOLERANCE:g}",
             "use --target-cpu any; if you did, please report this with the output of --debug",
         )
-    return difference
+    return float(differences.max())
 
 
 class _Stages(io.StringIO):
