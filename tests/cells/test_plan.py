@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chestx_cli.cells.declaring import Given, declared_plan, plan_in
-from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, files_of, flat, plan_of
+from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, changes_between, files_of, plan_of
 from chestx_cli.cells.steps import chain_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
@@ -205,13 +205,13 @@ def test_two_variants_of_the_same_steps_are_refused() -> None:
 
 
 def test_differences_between_two_plans_are_named_by_option() -> None:
-    first, second = plan({"data": "d"}), plan({"data": "d", "train": {"epochs": 3}, "endpoint": "auroc"})
-    changed = {
-        key
-        for key in {*flat(first.content), *flat(second.content)}
-        if flat(first.content).get(key) != flat(second.content).get(key)
-    }
-    assert changed == {"train.epochs", "endpoint"}
+    one, other = ({"name": name, "steps": [{"quantize": name}]} for name in ("dynamic", "static"))
+    first = plan({"data": "d", "variants": [one]})
+    second = plan({"data": "d", "train": {"epochs": 3}, "endpoint": "auroc", "variants": [other]})
+    changes = changes_between(first.content, second.content)
+    assert {change.partition(":")[0] for change in changes[:-2]} == {"train.epochs", "endpoint"}
+    assert changes[-2:] == ["variant static added", "variant dynamic removed"]
+    assert not changes_between(first.content, first.content)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", (42, 43, 44)), ("1,2,3", (1, 2, 3)), ("7,", (7,)), ("1", (42,))])

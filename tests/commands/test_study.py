@@ -282,7 +282,7 @@ steps = [{ distill = "tiny", weights = "weights.safetensors", epochs = 1, batch-
     assert [row["left"] for row in left] == [["distill student", "evaluate"] for _ in (1, 2)]
     outcome = chestx("study", path, "--study", study, "--json")
     assert outcome.code == 0, outcome.err
-    assert "variant student" in outcome.json()["amendments"][0]["changes"][0]
+    assert "variant student: " in outcome.json()["amendments"][0]["changes"][0]
     made = json.loads((study / "seed-1" / "fold-1" / "variants" / "student" / "variant.json").read_text())
     digest = hashlib.sha256(second.read_bytes()).hexdigest()
     assert made["options"]["weights"] == f"weights.safetensors (sha256 {digest})"

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, flat, plan_of, selected
+from chestx_cli.cells.plan import Plan, PlanError, Stages, changes_between, default_document, plan_of, selected
 from chestx_cli.core.errors import StudyError, UsageError
-from chestx_cli.core.record import Document, Options, changed_options, jsonable
+from chestx_cli.core.record import Document, Options, jsonable
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.records.cells import Amendment, PlanRecord
 from chestx_cli.settings.toml_files import line_of, read_toml
@@ -100,7 +100,7 @@ def declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
     is_changed = before is not None and before.sha256 != plan.sha256
     if tested and (before is None or is_changed):
         # Without the earlier plan, nothing shows that this one was declared before the test images were predicted.
-        changes = changed_options(flat(before.content), flat(plan.content)) if before else ["no plan was stored before"]
+        changes = changes_between(before.content, plan.content) if before else ["no plan was stored before"]
         amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=tuple(changes)))
     keeps_date = before is not None and (tested or not is_changed)
     record = PlanRecord(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import identified
-from chestx_cli.core.record import Document, Options, jsonable
+from chestx_cli.core.record import Document, Options, changed_options, jsonable
 from chestx_cli.core.signature import nearest_first
 from chestx_cli.records.cells import PlanDocument, PlannedVariant
 from chestx_cli.records.variant import BASELINE
@@ -256,6 +256,15 @@ def flat(content: PlanDocument) -> Options:
         **{f"{table}.{name}": value for table, options in content.tables.items() for name, value in options.items()},
         **{f"variant {variant.name}": json.dumps(variant.steps, sort_keys=True) for variant in content.variants},
     }
+
+
+def changes_between(before: PlanDocument, now: PlanDocument) -> list[str]:
+    """Return the differences between two plans: an option as `name: old -> new`, a variant added or removed by name."""
+    former, present = flat(before), flat(now)
+    moved = {name for name in former.keys() ^ present.keys() if name.startswith("variant ")}
+    kept = ({name: one for name, one in side.items() if name not in moved} for side in (former, present))
+    whole = [f"{name} {'added' if name in present else 'removed'}" for name in (*present, *former) if name in moved]
+    return [*changed_options(*kept), *whole]
 
 
 def selected(document: PlanDocument, names: Sequence[str]) -> PlanDocument:
