@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import helper, numpy_helper
 
-from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
+from chestx_cli.compression.quantization.onnx_graph import count_weights, weight_rows
 from chestx_cli.compression.quantization.stored_weights import _packed, in_4_bits, in_16_bits, round_to_4_bits
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.inference.file_sizes import sparse_bytes
@@ -97,7 +97,8 @@ def test_weights_of_4_bits_take_an_eighth_and_cost_nothing_once_the_file_is_open
         # Half a step of an eighth of the largest weight of a block, which may be clipped by a fifth.
         assert np.abs(unpacked - values).max() <= np.abs(values).max() * (1e-3 if name == "layer0.weight" else 0.2)
         assert np.unique(unpacked).size <= max(values.size, 16 * values.size // 11)
-    assert count_nonzero(model) == sum(int(np.count_nonzero(unpacked)) for unpacked in weights)
+    nonzero = sum(int(np.count_nonzero(unpacked)) for unpacked in weights)
+    assert count_weights(model) == (sum(unpacked.size for unpacked in weights), nonzero)
     assert len(content) < len(plain) / 3
     (tmp_path / "model.onnx").write_bytes(content)
     assert len(content) * 0.8 < sparse_bytes(tmp_path / "model.onnx") <= len(content)

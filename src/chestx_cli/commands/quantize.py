@@ -12,7 +12,7 @@ from chestx_cli.compression.quantization.methods import (
     QuantizedFile,
     Task,
 )
-from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
+from chestx_cli.compression.quantization.onnx_graph import count_weights, weight_rows
 from chestx_cli.compression.quantization.static import judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.command import Run, stage_of_fields
@@ -136,7 +136,10 @@ def _stored(
     # All in the same bits, but for a few that methods leave in more.
     bits = min(row.bits for row in weights)
     quantized_parameters = sum(row.weights for row in weights if row.bits == bits)
-    share = quantized_parameters / source.parameters
+    # Rounding makes zeros, and a convolution that reads grey has fewer weights.
+    fewer, fewer_nonzero = np.subtract(count_weights(graph), count_weights(quantized)).tolist()
+    parameters = source.parameters - fewer
+    share = quantized_parameters / parameters
     target_cpu = method.target_cpu if isinstance(method, Int8Method) else None
     sizes = {row.layer: row.weights for row in weights}
     model = Model(
@@ -144,8 +147,8 @@ def _stored(
         content=made.content,
         backbone=source.backbone,
         preprocessing=source.preprocessing,
-        parameters=source.parameters,
-        nonzero_parameters=source.nonzero_parameters - (count_nonzero(graph) - count_nonzero(quantized)),
+        parameters=parameters,
+        nonzero_parameters=source.nonzero_parameters - fewer_nonzero,
         macs=source.macs,
     )
     return variant.store(

@@ -198,8 +198,8 @@ def _block_scales(model: onnx.ModelProto) -> set[str]:
     return {f"{tensor.name}{SCALE_SUFFIX}" for tensor in model.graph.initializer if tensor.name.endswith(INT4_SUFFIX)}
 
 
-def count_nonzero(model: onnx.ModelProto) -> int:
-    """Return the number of non-zero elements of a model's weights; scales, zero points and shapes do not count."""
+def count_weights(model: onnx.ModelProto) -> tuple[int, int]:
+    """Return the number of a model's weights and of those that are not zero; scales and shapes do not count."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -215,8 +215,9 @@ def count_nonzero(model: onnx.ModelProto) -> int:
         for name in (name.removesuffix("_quantized") for name in names if name.endswith("_quantized"))
         for suffix in ("_scale", "_zero_point")
     }
-    return sum(
-        int(np.count_nonzero(numpy_helper.to_array(tensor)))
+    counted = [
+        numpy_helper.to_array(tensor)
         for tensor in model.graph.initializer
         if tensor.data_type in kinds and tensor.dims and tensor.name not in steps
-    )
+    ]
+    return sum(weights.size for weights in counted), sum(int(np.count_nonzero(weights)) for weights in counted)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chestx_cli.compression.quantization.grey_input import read_grey
 from chestx_cli.compression.quantization.onnx_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
 from chestx_cli.compression.quantization.ranges import calibration_batches, collect_ranges
 from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits
@@ -109,10 +110,16 @@ def calibrated_graph(
     reporter: Reporter,
     int4_weights: bool = False,
 ) -> CalibratedGraph:
-    """Calibrate an FP32 ONNX file on a set of training images by a registered method."""
+    """Calibrate an FP32 ONNX file on a set of training images by a registered method; its graph then reads grey."""
+    import numpy as np
+    from onnxruntime.quantization.calibrate import TensorData
+
     graph = quantizable_graph(fp32)
+    exact = read_grey(graph, data.preprocessing)
     with reporter.progress("Calibrating", len(chosen.rows)) as advance:
         ranges = collect_ranges(graph, INT8_OPS, method, calibration_batches(data, chosen), advance)
+    for name, (low, high) in exact.items():
+        ranges[name] = TensorData(lowest=np.float32(low), highest=np.float32(high))
     return CalibratedGraph(
         graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics, int4_weights=int4_weights
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.compression.quantization.grey_input import BLOCK_CHANNELS
 from chestx_cli.networks.layers import prunable_layers
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 21, 10
 FP16_SUFFIX, INT4_SUFFIX, SCALE_SUFFIX = "_fp16", "_int4", "_scale"
 SMALLEST, LARGEST = -8, 7
-# Input channels of the layer that reads the image.
-COLOURS = 3
+# Input channels of the layer that reads the image: three colours, or the four pixels of a grey block.
+IMAGE_CHANNELS = (3, BLOCK_CHANNELS)
 # Default and smallest number of weights that share a scale. With 32, the FP16 scale adds half a bit per weight.
 BLOCK_SIZE, LEAST_BLOCK = 32, 8
 # A block's scale is its value of largest magnitude divided by one of these, so that this value is stored as -8 or 7.
@@ -80,7 +81,7 @@ def round_to_4_bits(network: nn.Module, block_size: int) -> None:
 def _block_of(shape: Sequence[int], block_size: int) -> int | None:
     """Return the number of weights per block of a tensor; None if it is not stored in 4 bits."""
     size = math.prod(shape)
-    reads_image = shape[1] == COLOURS
+    reads_image = shape[1] in IMAGE_CHANNELS
     return next((n for n in range(block_size, LEAST_BLOCK - 1, -1) if size % n == 0 and not reads_image), None)
 
 
