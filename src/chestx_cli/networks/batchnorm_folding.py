@@ -72,9 +72,16 @@ class FoldedNetwork:
                     norm.weight,
                     norm.bias,
                 )
+                storage = twin.weight.untyped_storage()
+                storage.resize_(weight.untyped_storage().nbytes())
                 twin.weight.copy_(weight)
                 twin.bias.copy_(bias)
         return self
+
+    def release(self) -> None:
+        """Free the memory of the folded weights until the next `refresh`."""
+        for _layer, _norm, twin in self._folded:
+            twin.weight.untyped_storage().resize_(0)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits [N, classes] of network input [N, 3, H, W]."""

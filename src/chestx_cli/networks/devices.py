@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import platform
 import sys
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+# From this size in bytes on a tensor takes memory from the system in a fit's first step.
+_LARGE = 2**20
+# glibc cuts up to 112 bytes off the block of a tensor to align it. Requests in bytes for blocks of these sizes, and how
+# many of each: more than a large network's step has small objects.
+_SMALL = range(24, 128, 16)
+_N_SMALL = 4000
 
 
 def resolve_device(device: str) -> str:
@@ -64,19 +73,52 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+@functools.cache
+def return_freed_memory() -> None:
+    """Make glibc take each large tensor from the system and return it, until `keep_freed_memory`; no effect elsewhere.
+
+    For the first step of a process: layers keep small objects from it, such as the kernels for their shapes. Among
+    tensors in one heap they would divide its space when the tensors are freed, and none of the same size would fit
+    there again, since glibc cuts a tensor from a slightly larger block to align it.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+@functools.cache
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for later allocations, until the process ends; no effect elsewhere.
 
-    glibc returns blocks above 32 MiB to the system immediately. A training step frees and allocates many of them, and
-    the system would clear every page each time.
+    glibc returns large blocks to the system immediately. A training step frees and allocates many of them, and the
+    system would clear every page each time.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return
-    import ctypes
+    libc = _glibc()
+    if libc is not None:
+        _stock_small_blocks(libc)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+def _stock_small_blocks(libc: ctypes.CDLL) -> None:
+    """Give glibc free blocks of the sizes that it cuts off tensors, so that fewer small objects lie between tensors.
+
+    Nodes of the graph exist until the backward pass ends, and the activations between them are freed during it.
+    """
+    malloc, free = libc.malloc, libc.free
+    malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    for size in _SMALL:
+        blocks = []
+        for _ in range(_N_SMALL):
+            blocks.append(malloc(size))
+            # Never freed, so that its neighbours do not become one block.
+            malloc(1)
+        for block in blocks:
+            free(block)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc" else None
 
 
 def move_to(network: nn.Module, device: str) -> nn.Module:

@@ -1,21 +1,25 @@
-"""Estimate of the memory that a training needs, before it runs."""
+"""The memory of a training: its estimate before it runs, and what keeps it low."""
 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.networks.backbones import build_classifier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
     from torch import nn
 
 FLOAT_BYTES = 4
 # Weights, gradients, the two moments of Adam, and the copy of the best epoch.
 COPIES_OF_WEIGHTS = 5
-# Activations are kept for the backward pass and partly allocated again in it; `tools.benchmarks.memory` measures peaks.
-ACTIVATION_FACTOR = 1.35
+# Outputs of all layers count once: some share memory, others are allocated again in the backward pass.
+# `tools.benchmarks.memory` measures peaks.
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2}
 # The interpreter with torch and the images of a small study.
 BASE_BYTES = 1_100_000_000
@@ -40,12 +44,12 @@ def training_bytes(
     """
     own = _counted(backbone, image_size_px, batch_size).at_width(width)
     weights = (COPIES_OF_WEIGHTS + is_averaged) * own.parameters
-    activations = ACTIVATION_FACTOR * own.activations
+    activations = own.activations
     if teacher is not None:
         other = _counted(teacher, image_size_px, batch_size).at_width(teacher_width)
         weights += other.parameters
         activations += other.largest
-    return BASE_BYTES + FLOAT_BYTES * weights + int(ACTIVATION_BYTES[precision] * activations)
+    return BASE_BYTES + FLOAT_BYTES * weights + ACTIVATION_BYTES[precision] * activations
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,31 @@ def _counted(backbone: str, image_size_px: int, batch_size: int) -> _Counted:
         network(torch.empty(batch_size, 3, image_size_px, image_size_px))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return _Counted(parameters, activations, largest)
+
+
+@contextmanager
+def gradients_kept_in_place(network: nn.Module) -> Iterator[None]:
+    """Give each parameter's gradient the same memory in all steps of the block, also if it is set to None between them.
+
+    Otherwise gradients take memory that activations have just left, and divide the space for those of the next step.
+    Values are copied, so they are the same; a parameter that gets no gradient in a step has none.
+    """
+    import torch
+
+    def keeping(place: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def keep(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None  # noqa: S101 - called after it was computed
+            parameter.grad = place.copy_(parameter.grad)
+
+        return keep
+
+    hooks = [
+        one.register_post_accumulate_grad_hook(keeping(torch.empty_like(one)))
+        for one in network.parameters()
+        if one.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -27,10 +27,12 @@ from chestx_cli.networks.devices import (
     move_to,
     resolve_device,
     resolve_precision,
+    return_freed_memory,
 )
 from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
 from chestx_cli.networks.fit_state import FitState, cpu_copy, restore, snapshot_of
 from chestx_cli.networks.losses import LOSSES, smoothed
+from chestx_cli.networks.memory import gradients_kept_in_place
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.recalibration import reestimate_batchnorm
@@ -110,7 +112,7 @@ def fit(
     memory that it frees (see `keep_freed_memory`). With several `ranks` all processes call it with the same arguments,
     and the first writes. Raises ChestxError if the loss is no longer finite, Interrupted after a stop signal.
     """
-    keep_freed_memory()
+    return_freed_memory()
     move_to(network, recipe.device)
     state = _begun(network, recipe, ranks)
     data = data.moved_to(recipe.device)
@@ -133,6 +135,7 @@ def fit(
     with (
         seeing_whole_batch(network, ranks) as batch,
         _mixed_loss(network, data) as mix_loss,
+        gradients_kept_in_place(network) if recipe.device == "cpu" else nullcontext(),
         deferred() as stop_requested,
         reporter.progress(f"{stage}: epochs", recipe.epochs) as advance,
     ):
@@ -152,6 +155,8 @@ def fit(
                 # What is frozen is fixed when the network is wrapped or compiled.
                 state.forward = _forward(state, recipe)
             for _ in _train_epoch(state, data, recipe, weight, batch, mix_loss):
+                # Only after the first step: see `return_freed_memory`.
+                keep_freed_memory()
                 advance(1 / n_batches)
                 every = checkpoints.every_steps
                 save_where_due(due=every is not None and state.step % every == 0)
@@ -185,11 +190,13 @@ def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
         optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
     else:
         optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
+    folded = FoldedNetwork(network)
+    folded.release()
     return FitState(
         network=network,
         ranks=ranks,
         forward=network,
-        folded=FoldedNetwork(network),
+        folded=folded,
         optimizer=optimizer,
         history=[],
         average=[one.detach().clone() for one in network.parameters()] if recipe.refinements.ema else None,
@@ -269,7 +276,6 @@ def _train_epoch(
     started_s = time.perf_counter() - state.epoch_s
     ranks = state.ranks
     rng = np.random.default_rng([recipe.seed, state.epoch + 1])
-    loss_of = LOSSES[recipe.loss]
     batches = batches_of(draw_order(data.split, recipe.balance, rng), recipe.batch_size)
     if data.shuffle_buffer is not None:
         batches = in_runs(batches, data.shuffle_buffer, ranks, rng)
@@ -295,19 +301,7 @@ def _train_epoch(
             inputs = normalise(augment(take(own_rows.stop - own_rows.start), draws), data.preprocessing)
             if mixed is not None:
                 inputs = mixed.share * inputs + (1 - mixed.share) * inputs[mixed.partners]
-            # Before the forward pass, at whose end most memory is in use.
-            state.optimizer.zero_grad(set_to_none=True)
-            with autocast(recipe.device, recipe.precision):
-                own_logits = state.forward(inputs)
-            logits = ranks.gathered(own_logits.float(), len(rows))
-            loss = smoothed(loss_of, logits, labels, weight, refinements.label_smoothing)
-            if mixed is not None:
-                others = smoothed(loss_of, logits, labels[mixed.partners], weight, refinements.label_smoothing)
-                loss = mixed.share * loss + (1 - mixed.share) * others
-            if mix_loss is not None:
-                loss = mix_loss(loss, inputs, logits)
-            # The average over processes then equals the sum of their contributions to the gradient.
-            (loss * ranks.n).backward()
+            logits = _backward(state, recipe, inputs, labels, mixed, weight, mix_loss)
             done = state.epoch * n_batches + step
             factor = rate_factor(refinements, done, of=recipe.epochs * n_batches, per_epoch=n_batches)
             for group in state.optimizer.param_groups:
@@ -317,11 +311,38 @@ def _train_epoch(
                 parameters = [one.detach() for one in state.network.parameters()]
                 torch._foreach_lerp_(average, parameters, 1 - averaging_decay(refinements.ema, done))
             # Kept on the device: copying them here would make the host wait for every step.
-            state.seen_logits.append(logits.detach())
+            state.seen_logits.append(logits)
             state.seen_labels.append(labels)
             state.step += 1
             state.epoch_s = time.perf_counter() - started_s
             yield
+
+
+def _backward(
+    state: FitState,
+    recipe: Recipe,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    mixed: _Mixed | None,
+    weight: torch.Tensor | None,
+    mix_loss: LossHook | None,
+) -> torch.Tensor:
+    """Compute the gradients of a step; return the logits [N, classes] of the whole batch."""
+    # Before the forward pass, at whose end most memory is in use.
+    state.optimizer.zero_grad(set_to_none=True)
+    with autocast(recipe.device, recipe.precision):
+        own_logits = state.forward(inputs)
+    logits = state.ranks.gathered(own_logits.float(), len(labels))
+    loss_of, smoothing = LOSSES[recipe.loss], recipe.refinements.label_smoothing
+    loss = smoothed(loss_of, logits, labels, weight, smoothing)
+    if mixed is not None:
+        others = smoothed(loss_of, logits, labels[mixed.partners], weight, smoothing)
+        loss = mixed.share * loss + (1 - mixed.share) * others
+    if mix_loss is not None:
+        loss = mix_loss(loss, inputs, logits)
+    # The average over processes then equals the sum of their contributions to the gradient.
+    (loss * state.ranks.n).backward()
+    return logits.detach()
 
 
 def _set_training(state: FitState, recipe: Recipe, *, training: bool) -> None:
@@ -400,6 +421,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         own_logits = predict_logits(
             state.folded.refresh(), data, val_rows[own_rows], device=recipe.device, precision=recipe.precision
         )
+        state.folded.release()
         validated = cpu_copy(state.network.state_dict()) if state.average is not None else None
     val_logits = state.ranks.gathered(own_logits, len(val_rows), least=1)
     val_labels = torch.from_numpy(data.split.labels[val_rows])
