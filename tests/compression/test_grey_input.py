@@ -18,6 +18,7 @@ from chestx_cli.compression.quantization.grey_input import BLOCKS, grey_convolut
 from chestx_cli.inference.onnx_export import export_onnx
 from chestx_cli.inference.runtimes import onnx_session
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.weights.safe_readers import ONNX_OPERATORS
 from chestx_cli.records.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(image_size_px=32)
@@ -87,6 +88,7 @@ def test_every_backbone_predicts_the_same_from_one_channel(backbone: str) -> Non
     # ConvNeXt's first convolution moves by four pixels.
     assert list(exact) == ([] if backbone == "convnext_tiny" else [BLOCKS])
     onnx.checker.check_model(graph, full_check=True)
+    assert {node.op_type for node in graph.graph.node} <= ONNX_OPERATORS
     expected = onnx_session(fp32)(inputs)
     if exact:
         inputs = np.concatenate([inputs[:, :1], np.full_like(inputs[:, 1:], np.nan)], axis=1)

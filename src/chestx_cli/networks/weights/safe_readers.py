@@ -60,7 +60,10 @@ ONNX_OPERATORS = frozenset(
         "Round",
         "Shape",
         "Sigmoid",
+        "Slice",
+        "SpaceToDepth",
         "Squeeze",
+        "Sub",
         "Transpose",
         "Unsqueeze",
     }
