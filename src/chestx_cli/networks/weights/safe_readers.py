@@ -62,6 +62,7 @@ ONNX_OPERATORS = frozenset(
         "Sigmoid",
         "Slice",
         "SpaceToDepth",
+        "Split",
         "Squeeze",
         "Sub",
         "Transpose",
