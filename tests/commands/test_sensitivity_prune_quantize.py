@@ -219,6 +219,7 @@ def test_dynamic_quantization_says_what_it_touches(finished: Path) -> None:
     linear = 16 * 512 + 512 * 2
     assert record["quantization"]["quantized_parameters"] == linear
     assert record["quantization"]["quantized_share"] == pytest.approx(linear / record["parameters"])
+    assert record["parameters"] == variant(finished, "baseline")["parameters"]
 
 
 def test_an_onnx_variant_cannot_be_a_parent(chestx: Chestx, study: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,20 +110,26 @@ def test_every_grey_level_is_an_integer_of_its_own() -> None:
     assert (-black / (white - black) * 255) == pytest.approx(round(-black / (white - black) * 255))
 
 
-@pytest.mark.parametrize("change", ["odd side", "stride 1", "dilated", "a second reader"])
+CONVOLUTION = {"strides": [2, 2], "kernel_shape": [3, 3]}
+OTHERS: dict[str, dict[str, Any]] = {
+    "odd side": {},
+    "stride 1": {"strides": [1, 1]},
+    "dilated": {"dilations": [2, 2]},
+    "a group per channel": {"group": 3},
+    "padding left to the runtime": {"auto_pad": "SAME_UPPER"},
+    "a second reader": {},
+    "computed weights": {},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
 def test_other_graphs_are_left_as_they_are(change: str) -> None:
     side_px = 33 if change == "odd side" else 32
-    stride, dilation = (1 if change == "stride 1" else 2), (2 if change == "dilated" else 1)
+    channels = 1 if change == "a group per channel" else 3
+    weight = "computed" if change == "computed weights" else "weight"
     nodes = [
-        helper.make_node(
-            "Conv",
-            ["images", "weight", "bias"],
-            ["logits"],
-            "conv",
-            strides=[stride] * 2,
-            dilations=[dilation] * 2,
-            kernel_shape=[3, 3],
-        )
+        helper.make_node("Identity", ["weight"], ["computed"], "identity"),
+        helper.make_node("Conv", ["images", weight, "bias"], ["logits"], "conv", **CONVOLUTION | OTHERS[change]),
     ]
     if change == "a second reader":
         nodes.append(helper.make_node("ReduceMean", ["images"], ["mean"], "mean"))
@@ -134,8 +141,8 @@ def test_other_graphs_are_left_as_they_are(change: str) -> None:
             [helper.make_tensor_value_info("images", kind, ["batch", 3, side_px, side_px])],
             [helper.make_tensor_value_info("logits", kind, None)],
             [
-                numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "weight"),
-                numpy_helper.from_array(np.ones(4, np.float32), "bias"),
+                numpy_helper.from_array(np.ones((3, channels, 3, 3), np.float32), "weight"),
+                numpy_helper.from_array(np.ones(3, np.float32), "bias"),
             ],
         )
     )

@@ -183,6 +183,10 @@ def test_onnx_runtime_computes_the_whole_network_in_8_bits(
     assert {(row["layer"], row["bits"]) for row in quantization["weights"]} == {(name, 8) for name in LAYERS}
     assert quantization["quantized_parameters"] == sum(row["weights"] for row in quantization["weights"])
     assert record["nonzero_parameters"] <= record["parameters"]
+    # Static files read grey: 4 blocks of 4 pixels instead of 9 of 3 colours, in each of the 8 filters of 3 x 3.
+    fewer = {"static": 8 * (27 - 16), "qat": 0}[method]
+    parent = json.loads((study / "variants" / "baseline" / "variant.json").read_text())
+    assert record["parameters"] == parent["parameters"] - fewer
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, costly: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,13 @@ def test_an_int8_file_with_4_bit_weights_still_computes_in_8_bits(
 def test_variants_of_stored_weights_are_judged_exported_and_never_faster_by_words(
     chestx: Chestx, study: Path, tmp_path: Path
 ) -> None:
+    baseline = study / "variants" / "baseline" / "variant.json"
     for method, bits in (("fp16", 16), ("int4", 4)):
         outcome = chestx("quantize", "--method", method, "--study", study, "--json")
         assert outcome.code == 0, outcome.err
         record = outcome.json()
         assert (record["name"], record["parent"], record["quantization"]["bits"]) == (method, "baseline", bits)
+        assert record["parameters"] == json.loads(baseline.read_text())["parameters"]
         assert record["quantization"]["target_cpu"] is None
         assert f"stored in {bits} bits and computed in FP32" in record["answer"]["sentence"]
         assert "not faster than FP32, and needs about the same memory" in " ".join(record["notes"])

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
+# Of what is timed; since 2 INT8 files read grey.
+COSTS_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class Prober:
         side = self.data.preprocessing.image_size_px
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         setting = [self.threads, self.runtime, bool(energy_counters()), environment()]
-        about = json.dumps([backbone, shapes, side, *setting], sort_keys=True)
+        about = json.dumps([COSTS_VERSION, backbone, shapes, side, *setting], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
         if path.exists() and (not self.renews or path in self.renewed):
             try:

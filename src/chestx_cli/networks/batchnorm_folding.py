@@ -72,14 +72,13 @@ class FoldedNetwork:
                     norm.weight,
                     norm.bias,
                 )
-                storage = twin.weight.untyped_storage()
-                storage.resize_(weight.untyped_storage().nbytes())
+                twin.weight.untyped_storage().resize_(weight.numel() * weight.element_size())
                 twin.weight.copy_(weight)
                 twin.bias.copy_(bias)
         return self
 
     def release(self) -> None:
-        """Free the memory of the folded weights until the next `refresh`."""
+        """Free the memory of the folded weights; the twin must not be called before the next `refresh`."""
         for _layer, _norm, twin in self._folded:
             twin.weight.untyped_storage().resize_(0)
 

@@ -117,6 +117,11 @@ def _stock_small_blocks(libc: ctypes.CDLL) -> None:
             free(block)
 
 
+def has_glibc() -> bool:
+    """Return whether memory is glibc's, so that the functions above have an effect."""
+    return _glibc() is not None
+
+
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc" else None
 

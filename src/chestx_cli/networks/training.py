@@ -112,7 +112,8 @@ def fit(
     memory that it frees (see `keep_freed_memory`). With several `ranks` all processes call it with the same arguments,
     and the first writes. Raises ChestxError if the loss is no longer finite, Interrupted after a stop signal.
     """
-    return_freed_memory()
+    if recipe.device == "cpu":
+        return_freed_memory()
     move_to(network, recipe.device)
     state = _begun(network, recipe, ranks)
     data = data.moved_to(recipe.device)
@@ -160,6 +161,8 @@ def fit(
                 advance(1 / n_batches)
                 every = checkpoints.every_steps
                 save_where_due(due=every is not None and state.step % every == 0)
+            # A resumed epoch may have had no step left.
+            keep_freed_memory()
             _finish_epoch(state, data, recipe, weight, stage)
             save_where_due(due=True, finished=_is_over(state, recipe) and not continues)
         checkpoints.wait()

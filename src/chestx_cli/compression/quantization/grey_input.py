@@ -1,4 +1,4 @@
-"""The first convolution of an INT8 file as a convolution of grey pixels: exact input, and a third of the products.
+"""The first convolution of an INT8 file as a convolution of grey pixels: exact input, and fewer products.
 
 Preprocessing repeats grey pixels on three channels with a mean and a standard deviation each, so that every channel is
 an affine map of the first, and the three filters of an output add up to one filter of grey pixels and a constant.
@@ -94,7 +94,8 @@ def read_grey(graph: onnx.ModelProto, preprocessing: Preprocessing) -> dict[str,
     """Make an FP32 graph read only the first channel of its input, in place; return the ranges that are then exact.
 
     The ranges, by value name, have a step for each of the 256 grey levels. Nothing is changed, and nothing returned,
-    unless the only reader of the input is a convolution with stride 2 and the side of the images is even.
+    unless the only reader of the input is a convolution of its three channels with stride 2 and stored weights, and the
+    side of the images is even.
     """
     import numpy as np
     import onnx
@@ -103,10 +104,16 @@ def read_grey(graph: onnx.ModelProto, preprocessing: Preprocessing) -> dict[str,
     (source,) = graph.graph.input
     side_px = source.type.tensor_type.shape.dim[-1].dim_value
     readers = [node for node in graph.graph.node if source.name in node.input]
-    if side_px % BLOCK or len(readers) != 1 or not _moves_by_a_block(readers[0]):
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    is_even = side_px > 0 and side_px % BLOCK == 0
+    if (
+        not is_even
+        or len(readers) != 1
+        or not _moves_by_a_block(readers[0])
+        or not tensors.keys() >= {*readers[0].input[1:]}
+    ):
         return {}
     (node,) = readers
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     weight_name, bias_name = [*node.input[1:], f"{node.name}_bias"][:2]
     weight = tensors[weight_name]
     bias = tensors.get(bias_name, np.zeros(len(weight), np.float32))
@@ -137,9 +144,13 @@ def read_grey(graph: onnx.ModelProto, preprocessing: Preprocessing) -> dict[str,
 
 
 def _moves_by_a_block(node: onnx.NodeProto) -> bool:
-    """Return whether a node is a convolution that moves by two pixels."""
-    is_dense = node.op_type == "Conv" and set(_ints(node, "dilations")) <= {1}
-    return is_dense and _ints(node, "strides") == [BLOCK, BLOCK]
+    """Return whether a node is a convolution of all channels that moves by two pixels and states its padding."""
+    if node.op_type != "Conv":
+        return False
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    padding = next((attribute.s for attribute in node.attribute if attribute.name == "auto_pad"), b"NOTSET")
+    is_dense = numbers.get("group", 1) == 1 and set(_ints(node, "dilations")) <= {1}
+    return is_dense and padding == b"NOTSET" and _ints(node, "strides") == [BLOCK, BLOCK]
 
 
 def _ints(node: onnx.NodeProto, name: str) -> list[int]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 21, 10
 FP16_SUFFIX, INT4_SUFFIX, SCALE_SUFFIX = "_fp16", "_int4", "_scale"
 SMALLEST, LARGEST = -8, 7
-# Input channels of the layer that reads the image: three colours, or the four pixels of a grey block.
-IMAGE_CHANNELS = (3, BLOCK_CHANNELS)
+# Input channels of the layer that reads the image: in FP32 the colours, in INT8 those or the pixels of a grey block.
+IN_FP32, IN_INT8 = (3,), (3, BLOCK_CHANNELS)
 # Default and smallest number of weights that share a scale. With 32, the FP16 scale adds half a bit per weight.
 BLOCK_SIZE, LEAST_BLOCK = 32, 8
 # A block's scale is its value of largest magnitude divided by one of these, so that this value is stored as -8 or 7.
@@ -55,7 +55,7 @@ def in_4_bits(model: onnx.ModelProto, block_size: int, numerics: Numerics | None
     """
     nodes: list[onnx.NodeProto] = []
     for tensor in _weights(model, in_8_bits=numerics is not None):
-        block = _block_of(tensor.dims, block_size)
+        block = _block_of(tensor.dims, block_size, IN_FP32 if numerics is None else IN_INT8)
         if block is not None:
             _store_packed(model, tensor, nodes, block, numerics)
         elif numerics is None:
@@ -72,16 +72,19 @@ def round_to_4_bits(network: nn.Module, block_size: int) -> None:
 
     for layer in prunable_layers(network).values():
         weight = layer.get_parameter("weight").detach()
-        block = _block_of(weight.shape, block_size)
+        block = _block_of(weight.shape, block_size, IN_FP32)
         if block is not None:
             integers, scales = _packed(weight.contiguous().numpy().reshape(-1, block), limit=None)
             weight.copy_(torch.from_numpy(integers * scales.astype("float32")).reshape(weight.shape))
 
 
-def _block_of(shape: Sequence[int], block_size: int) -> int | None:
-    """Return the number of weights per block of a tensor; None if it is not stored in 4 bits."""
+def _block_of(shape: Sequence[int], block_size: int, image_channels: tuple[int, ...]) -> int | None:
+    """Return the number of weights per block of a tensor; None if it is not stored in 4 bits.
+
+    image_channels: input channels of the layer that reads the image, which is not stored in 4 bits.
+    """
     size = math.prod(shape)
-    reads_image = shape[1] in IMAGE_CHANNELS
+    reads_image = shape[1] in image_channels
     return next((n for n in range(block_size, LEAST_BLOCK - 1, -1) if size % n == 0 and not reads_image), None)
 
 
