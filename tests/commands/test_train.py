@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -264,25 +263,3 @@ def test_training_on_other_data_than_the_split_is_refused(chestx: Chestx, fresh:
     outcome = chestx("train", tmp_path, "--study", fresh, *QUICK)
     assert outcome.code == 1
     assert "--study" in outcome.err
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_large_blocks_are_not_fetched_from_the_system_again_and_again() -> None:
-    code = """
-import resource, torch
-from chestx_cli.networks.devices import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.empty(40 * 2**20, dtype=torch.uint8).fill_(1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-keep_freed_memory()
-faults()
-print(faults())
-"""
-    # In a process of its own: it holds for all that the process does afterwards.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # Anew, each block has 10,000 pages of 4 KiB.
-    assert int(done.stdout) < 1000
