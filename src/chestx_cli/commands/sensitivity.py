@@ -11,10 +11,10 @@ from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.group_sensitivity import measure_groups
 from chestx_cli.compression.pruning.layer_sensitivity import (
-    CHECKED_LAYERS,
+    CHECKED,
     check_precision,
-    layers_to_check,
     measure_layers,
+    measurements_to_check,
     rank_layers,
 )
 from chestx_cli.compression.pruning.structured import Cutting
@@ -87,7 +87,7 @@ def sensitivity(
     quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead.")] = False,
     device: Device = "auto",
     precision: Annotated[
-        str, Opt(help="bf16: faster where the processor has it; some layers checked.", choices=("fp32", "bf16"))
+        str, Opt(help="bf16: faster where the processor has it; some layers checked.", choices=("fp32", "bf16", "int8"))
     ] = "fp32",
     seed: Seed = 42,
 ) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
@@ -115,16 +115,16 @@ def sensitivity(
     with reproducible(seed):
         network = move_to(load_network(target, variant), device)
         chosen = chosen_layers(network, layers)
-        checked = 0 if precision == "fp32" else min(CHECKED_LAYERS, len(chosen))
-        total = n_images * (len(chosen) + checked) * len(amounts)
+        planned = len(chosen) * len(amounts)
+        checked = 0 if precision == "fp32" else min(CHECKED, planned)
+        total = n_images * (planned + checked)
         with run.reporter.progress("Pruning layer by layer", total) as advance:
-            measure = partial(measure_layers, network, data=data, amounts=amounts, device=device, advance=advance)
-            intact, measurements = measure(chosen, precision=precision)
+            measure = partial(measure_layers, network, data=data, device=device, advance=advance)
+            intact, measurements = measure(dict.fromkeys(chosen, amounts), precision=precision)
             rows = rank_layers(measurements, intact.loss, intact.accuracy)
             check = None
             if checked:
-                again_in_fp32 = {name: chosen[name] for name in layers_to_check(rows)}
-                exact, exact_measurements = measure(again_in_fp32, precision="fp32")
+                exact, exact_measurements = measure(measurements_to_check(measurements), precision="fp32")
                 check = check_precision(measurements, exact_measurements, intact.loss, exact.loss)
     if not math.isfinite(intact.loss):
         raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")

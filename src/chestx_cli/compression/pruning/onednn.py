@@ -11,6 +11,7 @@ a different part of the graph for each layer.
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -26,17 +27,26 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 _NOTHING = "none"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a convolution moves over its input."""
+
+    padding: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
 class PackedConv(nn.Module):
-    """An FP32 CPU convolution for inference, fused with an optional addition of another tensor and an activation.
+    """A CPU convolution for inference, fused with an optional addition of another tensor and an activation.
 
     Results may differ from plain layers in the last digits.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, geometry: Geometry) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.geometry = weight, bias, geometry
         self.activation: tuple[str, tuple[float, ...]] = (_NOTHING, ())
-        self._geometry = (list(_pair(conv.padding)), list(conv.stride), list(conv.dilation), conv.groups)
         self._packed: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,19 +60,23 @@ class PackedConv(nn.Module):
         return self._compute(x, other, self._pack(weight, x))
 
     def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, list(x.shape))
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._moves(), list(x.shape))
         return packed
+
+    def _moves(self) -> tuple[list[int], list[int], list[int], int]:
+        moves = self.geometry
+        return list(moves.padding), list(moves.stride), list(moves.dilation), moves.groups
 
     def _compute(self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
         name, parameters = self.activation
         if other is None:
             alone: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, packed, self.bias, *self._geometry, name, list(parameters), ""
+                x, packed, self.bias, *self._moves(), name, list(parameters), ""
             )
             return alone
         following = None if name == _NOTHING else name
         added: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, packed, self.bias, *self._geometry, "add", 1.0, following, list(parameters), ""
+            x, other, packed, self.bias, *self._moves(), "add", 1.0, following, list(parameters), ""
         )
         return added
 
@@ -84,7 +98,13 @@ def pack_convolutions(graph_module: fx.GraphModule) -> None:
     for node in graph.nodes:
         module = _module(graph_module, node)
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            packed[node] = PackedConv(module)
+            packed[node] = PackedConv(
+                module.weight,
+                module.bias,
+                Geometry(
+                    padding=module.padding, stride=module.stride, dilation=module.dilation, groups=module.groups
+                ),
+            )
             graph_module.set_submodule(str(node.target), packed[node])
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -111,8 +131,3 @@ def _module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
     node.replace_all_uses_with(by)
     graph.erase_node(node)
-
-
-def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)  # noqa: S101 - such layers are not replaced
-    return padding
