@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from chestx_cli.compression.pruning.method_bases import ZerosMethod
 from chestx_cli.compression.pruning.methods import PRUNING_METHODS
+from chestx_cli.compression.pruning.onednn_int8 import int8_is_available
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from chestx_cli.core.options import declared_fields
 from chestx_cli.networks.devices import resolve_precision
@@ -46,16 +47,32 @@ def test_sensitivity_measures_every_layer_and_touches_nothing(chestx: Chestx, st
     assert (study / "report" / "figures" / "sensitivity.svg").exists()
 
 
-@pytest.mark.skipif(resolve_precision("auto", "cpu") != "bf16", reason="the processor has no bf16")
-def test_sensitivity_in_bf16_is_checked_against_fp32(chestx: Chestx, study: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "says"),
+    [
+        pytest.param(
+            "bf16",
+            "Computed in bf16.",
+            marks=pytest.mark.skipif(resolve_precision("auto", "cpu") != "bf16", reason="the processor has no bf16"),
+        ),
+        pytest.param(
+            "int8",
+            "Convolutions were computed in 8 bits.",
+            marks=pytest.mark.skipif(not int8_is_available(), reason="the processor has no VNNI"),
+        ),
+    ],
+)
+def test_sensitivity_in_another_precision_is_checked_against_fp32(
+    chestx: Chestx, study: Path, precision: str, says: str
+) -> None:
     exact, rough = (
-        chestx("sensitivity", "--study", study, "--amounts", "0.5,0.9", "--precision", precision, "--json").json()
-        for precision in ("fp32", "bf16")
+        chestx("sensitivity", "--study", study, "--amounts", "0.5,0.7,0.9", "--precision", one, "--json").json()
+        for one in ("fp32", precision)
     )
-    assert (exact["precision"], exact["check"], rough["precision"]) == ("fp32", None, "bf16")
-    check, layers = rough["check"], len(exact["rows"])
-    assert (check["layers"], check["measurements"]) == (min(6, layers), 2 * min(6, layers))
-    # The check is what the exact record says of these layers.
+    assert (exact["precision"], exact["check"], rough["precision"]) == ("fp32", None, precision)
+    check = rough["check"]
+    assert (check["layers"], check["measurements"]) == (len(exact["rows"]), min(12, len(exact["measurements"])))
+    # The check is what the exact record says of these measurements.
     both = [
         {(one["layer"], one["amount"]): one["loss"] - record["loss"] for one in record["measurements"]}
         for record in (exact, rough)
@@ -63,22 +80,24 @@ def test_sensitivity_in_bf16_is_checked_against_fp32(chestx: Chestx, study: Path
     largest = max(abs(both[0][key] - both[1][key]) for key in both[0])
     assert 0 < check["max_loss_difference"] <= largest + 1e-6
     assert largest < 0.05
-    assert any("Computed in bf16" in warning for warning in rough["answer"]["warnings"])
+    assert any(says in warning for warning in rough["answer"]["warnings"])
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ((), "this processor has no bf16"),
-        (("--structured",), "--precision has no effect with --structured"),
-        (("--quantization",), "--precision has no effect with --quantization"),
+        (("--precision", "bf16"), "this processor has no bf16"),
+        (("--precision", "int8"), "8-bit convolutions need a processor that is known to have VNNI"),
+        (("--precision", "bf16", "--structured"), "--precision has no effect with --structured"),
+        (("--precision", "int8", "--quantization"), "--precision has no effect with --quantization"),
     ],
 )
-def test_bf16_is_refused_where_it_has_no_effect_or_is_slower(
+def test_a_precision_is_refused_where_it_has_no_effect_or_is_slower(
     chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], says: str
 ) -> None:
     monkeypatch.setattr("chestx_cli.commands.sensitivity.resolve_precision", lambda *_: "fp32")
-    outcome = chestx("sensitivity", "--study", study, "--precision", "bf16", *more)
+    monkeypatch.setattr("chestx_cli.compression.pruning.onednn_int8.instructions", lambda: frozenset({"AVX2"}))
+    outcome = chestx("sensitivity", "--study", study, *more)
     assert outcome.code == 2
     assert says in outcome.err
 

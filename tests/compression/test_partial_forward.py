@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,18 @@ from torch import nn
 from torch.nn.utils import prune
 
 from chestx_cli.compression.pruning import onednn
-from chestx_cli.compression.pruning.layer_sensitivity import measure_layers
-from chestx_cli.compression.pruning.onednn import pack_convolutions
+from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, measurements_to_check
+from chestx_cli.compression.pruning.onednn import Geometry, PackedConv, pack_convolutions
+from chestx_cli.compression.pruning.onednn_int8 import (
+    Grid,
+    Int8Conv,
+    int8_is_available,
+    quantize_convolutions,
+    restored,
+    rounded,
+)
 from chestx_cli.compression.pruning.partial_forward import run_with_pauses
+from chestx_cli.core.errors import ChestxError
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.layers import prunable_layers
@@ -26,6 +35,7 @@ from chestx_cli.store.split import Split
 SIDE_PX = 32
 IMAGES = 10
 needs_packing = pytest.mark.skipif(not onednn.packing_is_available(), reason="torch was built without oneDNN")
+needs_int8 = pytest.mark.skipif(not int8_is_available(), reason="no VNNI, or torch was built without oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +109,19 @@ def test_a_folded_network_follows_its_network_when_refreshed() -> None:
         torch.testing.assert_close(folded.refresh()(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_packing)], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "kernels", ["plain", pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
+)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_finishing_from_any_layer_gives_the_output_and_spoils_nothing(backbone: str, packed: bool) -> None:
+def test_finishing_from_any_layer_gives_the_output_and_spoils_nothing(backbone: str, kernels: str) -> None:
     network = trained(backbone)
     inputs = torch.randn(2, 3, SIDE_PX, SIDE_PX)
     layers = frozenset(prunable_layers(network))
     graph_module = FoldedNetwork(network).graph_module
-    if packed:
+    if kernels != "plain":
         pack_convolutions(graph_module)
+    if kernels == "int8":
+        quantize_convolutions(graph_module, [inputs])
     with torch.inference_mode():
         expected = graph_module(inputs.clone())
         met = []
@@ -147,18 +161,139 @@ def test_a_residual_block_is_summed_in_its_last_convolution() -> None:
     assert not [target for target in targets if "add" in target]
 
 
+def exact_result(conv: Int8Conv, x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    """Return what an 8-bit convolution should give, computed in FP32 from what its integers stand for."""
+    moves, (name, parameters) = conv.geometry, conv.activation
+    total = nn.functional.conv2d(
+        restored(x, conv.grids[0].scale, conv.grids[0].zero_point),
+        conv.weight * conv.scales.reshape(-1, 1, 1, 1),
+        conv.bias,
+        padding=moves.padding,
+        stride=moves.stride,
+        dilation=moves.dilation,
+        groups=moves.groups,
+    )
+    if other is not None:
+        total = total + restored(other, conv.grids[1].scale, conv.grids[1].zero_point)
+    activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "none": lambda y: y,
+        "relu": torch.relu,
+        "hardtanh": lambda y: y.clamp(*parameters),
+        "swish": nn.functional.silu,
+        "hardswish": nn.functional.hardswish,
+    }
+    return rounded(activations[name](total), conv.output_grid.scale, conv.output_grid.zero_point)
+
+
+def assert_rounds(conv: Int8Conv, found: torch.Tensor, x: torch.Tensor, other: torch.Tensor | None) -> None:
+    levels = (found.int() - exact_result(conv, x, other).int()).abs()
+    # One level apart where the exact result lies in the middle of two.
+    assert int(levels.max()) <= 1
+    assert float(levels.float().mean()) < 0.01
+
+
+@needs_int8
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_convolution_of_a_network_can_compute_in_8_bits(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(4, 3, SIDE_PX, SIDE_PX)
+    graph_module = FoldedNetwork(trained(backbone)).graph_module
+    pack_convolutions(graph_module)
+    quantize_convolutions(graph_module, inputs.split(2))
+    convolutions = [module for module in graph_module.modules() if isinstance(module, PackedConv)]
+    assert all(isinstance(conv, Int8Conv) for conv in convolutions)
+    seen: list[Int8Conv] = []
+    compute = Int8Conv._compute
+
+    def checked(conv: Int8Conv, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
+        found = compute(conv, x, other, packed)
+        assert_rounds(conv, found, x, other)
+        seen.append(conv)
+        return found
+
+    monkeypatch.setattr(Int8Conv, "_compute", checked)
+    with torch.inference_mode():
+        graph_module(inputs)
+    assert len(seen) == len(convolutions)
+
+
+@needs_int8
+@pytest.mark.parametrize("low", [0.0, -1.5], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "with a sum"])
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (4, 1), (8, 1)])
+def test_an_8_bit_convolution_rounds_the_exact_result(low: float, adds: bool, groups: int, stride: int) -> None:
+    torch.manual_seed(2)
+    packed = PackedConv(
+        nn.Parameter(torch.randn(8, 8 // groups, 3, 3)),
+        nn.Parameter(torch.randn(8)),
+        Geometry(padding=(1, 1), stride=(stride, stride), dilation=(1, 1), groups=groups),
+    )
+    # A channel without weights has no scale of its own.
+    packed.weight.data[3] = 0
+    packed.activation = ("relu", ())
+    of_input, of_other = Grid.over(low, 2.0), Grid.over(-3.0, 1.0)
+    conv = Int8Conv(packed, (of_input, of_other) if adds else (of_input,), Grid.over(0.0, 20.0))
+    side = -(-9 // stride)
+    arguments = [rounded(torch.rand(2, 8, 9, 9) * (2 - low) + low, of_input.scale, of_input.zero_point)]
+    if adds:
+        arguments.append(rounded(torch.rand(2, 8, side, side) * 4 - 3, of_other.scale, of_other.zero_point))
+    arguments = [one.contiguous(memory_format=torch.channels_last) for one in arguments]
+    before = [one.clone() for one in arguments]
+    with torch.inference_mode():
+        found = conv(*arguments)
+    assert_rounds(conv, found, arguments[0], arguments[1] if adds else None)
+    assert all(torch.equal(one, was) for one, was in zip(arguments, before, strict=True))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.5, 2.0), (-3.0, -1.0), (-0.7, 5.0)])
+def test_a_grid_contains_zero_and_its_range(low: float, high: float) -> None:
+    grid = Grid.over(low, high)
+    ends = torch.tensor([low, 0.0, high])
+    again = restored(rounded(ends, grid.scale, grid.zero_point), grid.scale, grid.zero_point)
+    assert again[1] == 0
+    assert float((again - ends).abs().max()) <= grid.scale * 0.51
+
+
+@needs_packing
+@pytest.mark.parametrize("factor", [1e30, -1e30])
+def test_a_network_without_finite_activations_is_not_quantized(factor: float) -> None:
+    network = trained("tiny")
+    with torch.no_grad():
+        for layer in prunable_layers(network).values():
+            layer.get_parameter("weight").mul_(factor)
+    graph_module = FoldedNetwork(network).graph_module
+    pack_convolutions(graph_module)
+    with pytest.raises(ChestxError, match="not finite"):
+        quantize_convolutions(graph_module, [torch.randn(2, 3, SIDE_PX, SIDE_PX)])
+
+
+def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> None:
+    network, data = trained("tiny"), made_up_data()
+    amounts = dict.fromkeys(prunable_layers(network), (0.1, 0.5, 0.9))
+    _, every = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
+    chosen = measurements_to_check(every)
+    pairs = {(layer, amount) for layer, some in chosen.items() for amount in some}
+    assert len(pairs) == 12
+    losses = [one.loss for one in every]
+    of_chosen = [one.loss for one in every if (one.layer, one.amount) in pairs]
+    assert (min(of_chosen), max(of_chosen)) == (min(losses), max(losses))
+    counted: list[int] = []
+    _, some = measure_layers(network, chosen, data, device="cpu", precision="fp32", advance=counted.append)
+    assert sum(counted) == IMAGES * len(pairs)
+    assert {(one.layer, one.amount): one for one in some} == {
+        (one.layer, one.amount): one for one in every if (one.layer, one.amount) in pairs
+    }
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_each_number_of_threads_finds_the_same(threads: int) -> None:
     network, data = trained("tiny"), made_up_data()
-    layers = prunable_layers(network)
-    _, alone = measure_layers(
-        network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=lambda _images: None
-    )
+    amounts = dict.fromkeys(prunable_layers(network), (0.3, 0.8))
+    _, alone = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
     torch.set_num_threads(threads)
     counted: list[int] = []
-    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=counted.append)
+    _, found = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=counted.append)
     assert torch.get_num_threads() == threads
-    assert sum(counted) == IMAGES * len(layers) * 2
+    assert sum(counted) == IMAGES * len(amounts) * 2
     for one, other in zip(alone, found, strict=True):
         assert (other.layer, other.amount, other.accuracy) == (one.layer, one.amount, one.accuracy)
         assert other.loss == pytest.approx(one.loss, abs=1e-5)
@@ -166,10 +301,10 @@ def test_each_number_of_threads_finds_the_same(threads: int) -> None:
 
 def test_where_torch_lacks_the_kernels_the_plain_layers_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     network, data = trained("tiny"), made_up_data()
-    layers = prunable_layers(network)
-    fused = measure_layers(network, layers, data, (0.5,), device="cpu", precision="fp32", advance=lambda _images: None)
+    amounts = dict.fromkeys(prunable_layers(network), (0.5,))
+    fused = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
     monkeypatch.setattr(onednn, "packing_is_available", lambda: False)
-    plain = measure_layers(network, layers, data, (0.5,), device="cpu", precision="fp32", advance=lambda _images: None)
+    plain = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
     assert plain[0].loss == pytest.approx(fused[0].loss, abs=1e-5)
     assert [row.loss for row in plain[1]] == pytest.approx([row.loss for row in fused[1]], abs=1e-5)
 
@@ -181,17 +316,17 @@ def test_the_sweep_equals_the_naive_one(backbone: str) -> None:
     names = list(prunable_layers(network))
     # The first, the last and some between: a naive pass over all layers of all backbones takes minutes.
     chosen = names if len(names) < 8 else [*names[:: max(1, len(names) // 6)], names[-1]]
-    layers = {name: network.get_submodule(name) for name in chosen}
+    amounts = dict.fromkeys(chosen, (0.3, 0.8))
     before = copy.deepcopy(network.state_dict())
     counted: list[int] = []
-    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=counted.append)
-    assert sum(counted) == IMAGES * len(layers) * 2
+    _, found = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=counted.append)
+    assert sum(counted) == IMAGES * len(amounts) * 2
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))
     labels = torch.from_numpy(data.split.labels)
     by_key = {(row.layer, row.amount): row for row in found}
-    assert len(by_key) == len(layers) * 2
-    for name in layers:
+    assert len(by_key) == len(amounts) * 2
+    for name in amounts:
         for amount in (0.3, 0.8):
             pruned = copy.deepcopy(network)
             prune.l1_unstructured(pruned.get_submodule(name), "weight", amount=amount)

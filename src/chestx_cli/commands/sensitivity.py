@@ -63,6 +63,19 @@ def _require_effect(options: Options) -> None:
         raise UsageError("--criterion has no effect on single layers", "add --structured", option="criterion")
 
 
+def _require_precision(precision: str, device: str) -> None:
+    if precision == "bf16" and resolve_precision("auto", device) != "bf16":
+        raise UsageError("this processor has no bf16, which would be slower than FP32", again("--precision fp32"))
+    if precision == "int8":
+        from chestx_cli.compression.pruning.onednn_int8 import int8_is_available
+
+        if device != "cpu" or not int8_is_available():
+            raise UsageError(
+                "8-bit convolutions need a processor that is known to have VNNI, and torch's kernels for it",
+                again("--precision fp32"),
+            )
+
+
 @stage(
     examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",),
     after="train",
@@ -87,14 +100,14 @@ def sensitivity(
     quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead.")] = False,
     device: Device = "auto",
     precision: Annotated[
-        str, Opt(help="bf16: faster where the processor has it; some layers checked.", choices=("fp32", "bf16", "int8"))
+        str, Opt(help="bf16 or int8: faster where the processor has it.", choices=("fp32", "bf16", "int8"))
     ] = "fp32",
     seed: Seed = 42,
 ) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
     """Measure what pruning or quantizing each layer alone costs.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not changed.
-    With --precision bf16 some layers are measured in FP32 as well, and the largest difference is stated. With
+    With --precision bf16 or int8 some measurements are repeated in FP32, and the largest difference is stated. With
     --structured, channels of coupled groups are removed; with --quantization, each layer is computed in 8 bits.
     With --layers the result is shown, not stored.
     """
@@ -107,8 +120,7 @@ def sensitivity(
     if quantization:
         return _quantized(run, target, split, variant, layers, seed)
     device = resolve_device(device)
-    if precision == "bf16" and resolve_precision("auto", device) != "bf16":
-        raise UsageError("this processor has no bf16, which would be slower than FP32", again("--precision fp32"))
+    _require_precision(precision, device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
 
     n_images = len(split.indices("val"))
@@ -135,7 +147,7 @@ def sensitivity(
             "ranked by loss. Layers that look alike here may differ on other images. The loss is the plain "
             "cross-entropy; the training loss is weighted by --balance. BatchNorm statistics were not "
             "re-estimated after pruning a layer.",
-            *(() if check is None else (check.sentence,)),
+            *(() if check is None else (check.sentence(precision),)),
         ),
         variant=parent,
         split="val",

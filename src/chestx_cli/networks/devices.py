@@ -153,13 +153,14 @@ def reproducible(seed: int) -> Iterator[None]:
     """
     import torch
 
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    deterministic_before = torch.get_deterministic_debug_mode()
     # Typed as Any: torch's stubs lack the setting.
     filling: Any = torch.utils.deterministic
     filled_before = filling.fill_uninitialized_memory
     # cuBLAS reads this once, at first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms does the same and imports torch's compiler, which takes a second.
+    torch.set_deterministic_debug_mode("error")
     # Typed as Any, as above.
     matrix_units: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     tf32_before = [unit.allow_tf32 for unit in matrix_units]
@@ -175,4 +176,4 @@ def reproducible(seed: int) -> Iterator[None]:
         for unit, allowed in zip(matrix_units, tf32_before, strict=True):
             unit.allow_tf32 = allowed
         filling.fill_uninitialized_memory = filled_before
-        torch.use_deterministic_algorithms(deterministic_before)
+        torch.set_deterministic_debug_mode(deterministic_before)

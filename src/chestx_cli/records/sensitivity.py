@@ -36,9 +36,13 @@ class LayerRow:
     min_auroc: float = col("Min AUROC", ".3f")
 
 
+# What was computed in a precision other than FP32.
+COMPUTED = {"bf16": "Computed in bf16.", "int8": "Convolutions were computed in 8 bits."}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionCheck:
-    """Difference of measurements in another precision from FP32, on some layers measured in both."""
+    """Difference of measurements in another precision from FP32, for some that were made in both."""
 
     layers: int
     measurements: int
@@ -47,14 +51,12 @@ class PrecisionCheck:
     max_accuracy_difference: float
     rank_correlation: float
 
-    @property
-    def sentence(self) -> str:
+    def sentence(self, precision: str) -> str:
         """Return the differences in words."""
         return (
-            f"Computed in bf16. In the {self.layers} layers that were measured in FP32 as well, the loss increase "
-            f"differs by at most {self.max_loss_difference:.4f} and the accuracy by at most "
-            f"{self.max_accuracy_difference:.3f}; the rank correlation of {self.measurements} measurements is "
-            f"{self.rank_correlation:.3f}."
+            f"{COMPUTED[precision]} {self.measurements} measurements, from the largest to the smallest loss, were "
+            f"repeated in FP32: the loss increase differs by at most {self.max_loss_difference:.4f} and the accuracy "
+            f"by at most {self.max_accuracy_difference:.3f}; the rank correlation is {self.rank_correlation:.3f}."
         )
 
 

@@ -219,8 +219,9 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
 def _precision(record: SensitivityRecord | GroupSensitivityRecord) -> tuple[str, ...]:
     from chestx_cli.records.sensitivity import GroupSensitivityRecord
 
-    check = None if isinstance(record, GroupSensitivityRecord) else record.check
-    return () if check is None else (check.sentence,)
+    if isinstance(record, GroupSensitivityRecord) or record.check is None:
+        return ()
+    return (record.check.sentence(record.precision),)
 
 
 def _resolution(images: int) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def measure_layers(
     rows = data.split.indices("val")
     streams, threads = _streams(device, len(rows))
     batches = _even_batches(rows, SUFFIX_BATCH[device], streams)
-    graph_module = _inference_graph(network, (network_input(data, batch, device) for batch in batches), device, precision)
+    # A few images show the range of each activation: with all 57 of a study the measurements were as near to FP32.
+    some = (network_input(data, batch, device) for batch in batches[:streams])
+    graph_module = _inference_graph(network, some, device, precision)
     if device == "cpu":
         # Each partial run frees and allocates all its activations.
         keep_freed_memory()
@@ -203,9 +205,7 @@ def _l1_masks(layer: nn.Module, amounts: Sequence[float]) -> dict[float, torch.T
     return masks
 
 
-def measurements_to_check(
-    measurements: Sequence[LayerMeasurement],
-) -> dict[str, tuple[float, ...]]:
+def measurements_to_check(measurements: Sequence[LayerMeasurement]) -> dict[str, tuple[float, ...]]:
     """Return the layers and amounts of some measurements, evenly spaced from the largest to the smallest loss."""
     ranked = sorted(measurements, key=lambda one: one.loss, reverse=True)
     n = min(CHECKED, len(ranked))

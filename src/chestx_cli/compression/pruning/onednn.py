@@ -43,7 +43,7 @@ class PackedConv(nn.Module):
     Results may differ from plain layers in the last digits.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, geometry: Geometry) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry) -> None:
         super().__init__()
         self.weight, self.bias, self.geometry = weight, bias, geometry
         self.activation: tuple[str, tuple[float, ...]] = (_NOTHING, ())
@@ -101,9 +101,7 @@ def pack_convolutions(graph_module: fx.GraphModule) -> None:
             packed[node] = PackedConv(
                 module.weight,
                 module.bias,
-                Geometry(
-                    padding=module.padding, stride=module.stride, dilation=module.dilation, groups=module.groups
-                ),
+                Geometry(padding=module.padding, stride=module.stride, dilation=module.dilation, groups=module.groups),
             )
             graph_module.set_submodule(str(node.target), packed[node])
     position = {node: index for index, node in enumerate(graph.nodes)}

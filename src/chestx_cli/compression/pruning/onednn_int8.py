@@ -6,6 +6,7 @@ compiler uses for quantized networks on a CPU. They are private to torch, so `in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from chestx_cli.compression.pruning.onednn import PackedConv, packing_is_available
+from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import instructions
 
 _LARGEST = 255
@@ -58,12 +60,12 @@ class Int8Conv(PackedConv):
         weight = (conv.weight.detach() / scales.reshape(-1, 1, 1, 1)).round().to(torch.int8)
         super().__init__(nn.Parameter(weight, requires_grad=False), conv.bias, conv.geometry)
         self.activation = conv.activation
-        self._scales, self._zeros = scales, torch.zeros(1, dtype=torch.int64)
-        self._grids, self._output = grids, output_grid
+        self.scales, self._zeros = scales, torch.zeros(1, dtype=torch.int64)
+        self.grids, self.output_grid = grids, output_grid
 
     def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         packed: torch.Tensor = torch.ops.onednn.qconv_prepack(
-            weight, self._scales, self._grids[0].scale, self._grids[0].zero_point, *self._moves(), list(x.shape)
+            weight, self.scales, self.grids[0].scale, self.grids[0].zero_point, *self._moves(), list(x.shape)
         )
         return packed
 
@@ -73,15 +75,15 @@ class Int8Conv(PackedConv):
 
     def _compute(self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
         name, parameters = self.activation
-        grid, output = self._grids[0], self._output
-        of_input = (x, grid.scale, grid.zero_point, packed, self._scales, self._zeros)
+        grid, output = self.grids[0], self.output_grid
+        of_input = (x, grid.scale, grid.zero_point, packed, self.scales, self._zeros)
         of_output = (*self._moves(), output.scale, output.zero_point, torch.uint8)
         if other is None:
             alone: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
                 *of_input, self.bias, *of_output, name, list(parameters), ""
             )
             return alone
-        added = self._grids[1]
+        added = self.grids[1]
         # The kernel overwrites the tensor that it adds.
         total: torch.Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
             *of_input, other.clone(), self.bias, *of_output, added.scale, added.zero_point,
@@ -104,7 +106,7 @@ def quantize_convolutions(graph_module: fx.GraphModule, batches: Iterable[torch.
     """Replace the packed convolutions of a graph by 8-bit ones in place, keeping their names.
 
     Between convolutions activations stay integers; all other nodes compute in FP32. batches: network input
-    [N, C, H, W], from which the range of each activation is taken.
+    [N, C, H, W], from which the range of each activation is taken. Raises ChestxError if an activation is not finite.
     """
     graph = graph_module.graph
     convolutions = {node: conv for node in graph.nodes if (conv := _packed(graph_module, node)) is not None}
@@ -124,9 +126,7 @@ def quantize_convolutions(graph_module: fx.GraphModule, batches: Iterable[torch.
     graph_module.recompile()
 
 
-def _grids(
-    graph_module: fx.GraphModule, batches: Iterable[torch.Tensor], nodes: set[fx.Node]
-) -> dict[fx.Node, Grid]:
+def _grids(graph_module: fx.GraphModule, batches: Iterable[torch.Tensor], nodes: set[fx.Node]) -> dict[fx.Node, Grid]:
     """Return a grid for each of `nodes`, over all of its values for the batches."""
     ranges: dict[fx.Node, tuple[float, float]] = {}
 
@@ -143,6 +143,8 @@ def _grids(
     with torch.inference_mode():
         for batch in batches:
             watching.run(batch)
+    if not all(math.isfinite(limit) for limits in ranges.values() for limit in limits):
+        raise ChestxError("this variant computes numbers that are not finite", "train it again")
     return {node: Grid.over(*limits) for node, limits in ranges.items()}
 
 
