@@ -11,6 +11,7 @@ __all__ = [
     "layer_sensitivity",
     "method_bases",
     "methods",
+    "onednn_int8",
     "structured",
     "unstructured",
     "width",
