@@ -51,6 +51,19 @@ def test_the_version_is_told_without_typer() -> None:
     assert not {"typer", "rich", "pydantic"} & modules
 
 
+def test_computing_reproducibly_does_not_load_the_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from chestx_cli.networks.devices import reproducible\n"
+        "with reproducible(1):\n"
+        "    assert torch.are_deterministic_algorithms_enabled()\n"
+        "    assert not torch.is_deterministic_algorithms_warn_only_enabled()\n"
+        "assert not torch.are_deterministic_algorithms_enabled()\n"
+        "assert not {name for name in sys.modules if name.startswith('torch._inductor')}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=plain_env())
+
+
 def test_networks_are_built_without_the_compiler_whose_question_is_still_answered() -> None:
     code = (
         "import sys\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from chestx_cli.compression.pruning import onednn
-from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, measurements_to_check
+from chestx_cli.compression.pruning.layer_sensitivity import l1_masks, measure_layers, measurements_to_check
 from chestx_cli.compression.pruning.onednn import Geometry, PackedConv, pack_convolutions
 from chestx_cli.compression.pruning.onednn_int8 import (
     Grid,
@@ -253,17 +254,74 @@ def test_a_grid_contains_zero_and_its_range(low: float, high: float) -> None:
     assert float((again - ends).abs().max()) <= grid.scale * 0.51
 
 
-@needs_packing
-@pytest.mark.parametrize("factor", [1e30, -1e30])
-def test_a_network_without_finite_activations_is_not_quantized(factor: float) -> None:
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("number", [1e30, -1e30, math.nan])
+def test_a_network_without_finite_logits_is_not_measured(number: float, precision: str) -> None:
     network = trained("tiny")
     with torch.no_grad():
         for layer in prunable_layers(network).values():
-            layer.get_parameter("weight").mul_(factor)
-    graph_module = FoldedNetwork(network).graph_module
-    pack_convolutions(graph_module)
-    with pytest.raises(ChestxError, match="not finite"):
-        quantize_convolutions(graph_module, [torch.randn(2, 3, SIDE_PX, SIDE_PX)])
+            layer.get_parameter("weight").mul_(number)
+    amounts = dict.fromkeys(prunable_layers(network), (0.5,))
+    with pytest.raises(ChestxError, match="no finite loss"):
+        measure_layers(
+            network, amounts, made_up_data(), device="cpu", precision=precision, advance=lambda _images: None
+        )
+
+
+@pytest.mark.parametrize("amount", [0.01, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("outputs", [1, 2, 7])
+def test_a_mask_has_the_zeros_that_torch_would_set(amount: float, outputs: int) -> None:
+    layer = nn.Linear(5, outputs)
+    (mask,) = l1_masks(layer, (amount,)).values()
+    prune.l1_unstructured(layer, "weight", amount=amount)
+    assert torch.equal(mask, layer.get_buffer("weight_mask").bool())
+
+
+class Residual(nn.Module):
+    """What a plugin's network may contain: sums of three and with a number, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.silu, self.relu6, self.head = nn.SiLU(), nn.ReLU6(), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, 2] of images [N, 3, H, W]."""
+        x = self.stem(x)
+        y = self.first(self.twice(x))
+        y = self.second(self.twice(y))
+        y = self.silu(self.conv1(y) + x)
+        y = self.relu6(self.conv2(y) + x + y)
+        self.conv3(y)
+        y = self.conv3(y) + 1.0
+        logits: torch.Tensor = self.head((y + y).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
+def test_a_network_of_a_plugin_is_measured_as_it_computes(precision: str) -> None:
+    torch.manual_seed(4)
+    network, data = Residual().eval(), made_up_data()
+    for norm in (network.first, network.second):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        norm.running_var = torch.rand(8) + 0.5
+    layers = list(prunable_layers(network))
+    intact, found = measure_layers(
+        network, dict.fromkeys(layers, (0.6,)), data, device="cpu", precision=precision, advance=lambda _images: None
+    )
+    inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))
+    labels = torch.from_numpy(data.split.labels)
+    tolerance = 1e-4 if precision == "fp32" else 0.02
+    with torch.inference_mode():
+        assert intact.loss == pytest.approx(float(nn.functional.cross_entropy(network(inputs), labels)), abs=tolerance)
+    for row in found:
+        pruned = copy.deepcopy(network)
+        prune.l1_unstructured(pruned.get_submodule(row.layer), "weight", amount=0.6)
+        with torch.inference_mode():
+            loss = float(nn.functional.cross_entropy(pruned(inputs), labels))
+        assert row.loss == pytest.approx(loss, abs=tolerance)
 
 
 def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> None:
@@ -284,14 +342,15 @@ def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> 
     }
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_each_number_of_threads_finds_the_same(threads: int) -> None:
+def test_each_number_of_threads_finds_the_same(threads: int, precision: str) -> None:
     network, data = trained("tiny"), made_up_data()
     amounts = dict.fromkeys(prunable_layers(network), (0.3, 0.8))
-    _, alone = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
+    _, alone = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=lambda _images: None)
     torch.set_num_threads(threads)
     counted: list[int] = []
-    _, found = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=counted.append)
+    _, found = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=counted.append)
     assert torch.get_num_threads() == threads
     assert sum(counted) == IMAGES * len(amounts) * 2
     for one, other in zip(alone, found, strict=True):

@@ -44,7 +44,7 @@ KINDS: tuple[tuple[str, str], ...] = (
         # The sweep computes in threads for which the main thread waits, hence the futures above.
         r"|chestx_cli/(compression/pruning/partial_forward|inference/runtimes|networks/batchnorm_folding)\.py",
     ),
-    ("pruning", r"chestx_cli/compression/pruning/(unstructured|methods)\.py|torch/nn/utils/prune\.py|_l1_mask"),
+    ("pruning", r"chestx_cli/compression/pruning/(unstructured|methods)\.py|torch/nn/utils/prune\.py|l1_masks"),
     (
         "files, hashes",
         r"chestx_cli/(core/(files|record)|study/|networks/weights/)|safetensors|pandas/",

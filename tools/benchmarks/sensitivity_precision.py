@@ -68,8 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
     lines += [
         "",
         f"{len(sweep['rows'])} layers at {len(sweep['amounts'])} amounts, {sweep['images']} validation images; "
-        f"{arguments.rounds} rounds. Machine: {machine['processor']}, {machine['threads']} processors ({machine['instructions']}); torch "
-        f"{machine['torch']}. Measured with `python -m tools.benchmarks.sensitivity_precision {shown}`.",
+        f"{arguments.rounds} rounds. Machine: {machine['processor']}, {machine['threads']} processors "
+        f"({machine['instructions']}); torch {machine['torch']}. Measured with `python -m tools.benchmarks.sensitivity_precision {shown}`.",
     ]
     insert(arguments.docs / "results.md", "sensitivity in each precision", "\n".join(lines))
     print("\n".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.networks.layers import present_weight
@@ -35,6 +36,7 @@ class FoldedNetwork:
         self._network = network
         self._folded: list[tuple[nn.Module, Any, Any]] = []
         used: dict[str, Any] = {}
+        calls = Counter(node.target for node in graph.nodes)
         for node in list(graph.nodes):
             if node.op == "get_attr":
                 used[node.target] = _attribute(network, node.target)
@@ -42,7 +44,8 @@ class FoldedNetwork:
                 continue
             module = modules[node.target]
             before = node.args[0]
-            if _folds_into(module, before, modules):
+            # A layer that is called several times may be followed by a different normalisation each time.
+            if _folds_into(module, before, modules) and calls[before.target] == 1:
                 layer = modules[before.target]
                 twin = _affine_copy(layer)
                 self._folded.append((layer, module, twin))

@@ -159,7 +159,7 @@ def reproducible(seed: int) -> Iterator[None]:
     filled_before = filling.fill_uninitialized_memory
     # cuBLAS reads this once, at first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # use_deterministic_algorithms does the same and imports torch's compiler, which takes a second.
+    # use_deterministic_algorithms also tells torch's compiler, which takes a second to import (`training._forward`).
     torch.set_deterministic_debug_mode("error")
     # Typed as Any, as above.
     matrix_units: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)

@@ -240,8 +240,11 @@ def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.
         forward = DistributedDataParallel(network)
     if not recipe.compiled:
         return forward
-    # A kernel per batch size: one for all sizes would depend on which came first, which resuming changes.
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward, dynamic=False)
+    # A kernel per batch size: one for all sizes would depend on which came first, which resuming changes. Kernels that
+    # are chosen by timing them would differ between runs.
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(
+        forward, dynamic=False, options={"deterministic": True}
+    )
     return compiled
 
 

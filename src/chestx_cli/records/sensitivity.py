@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,14 +50,20 @@ class PrecisionCheck:
     # Of the change in loss by pruning a layer; Spearman's rank correlation is of these changes, too.
     max_loss_difference: float
     max_accuracy_difference: float
+    # NaN if fewer than three were repeated, or all are equal.
     rank_correlation: float
+    # Of the unpruned network in FP32; None in records of earlier versions.
+    exact_loss: float | None = None
 
-    def sentence(self, precision: str) -> str:
-        """Return the differences in words."""
+    def sentence(self, precision: str, loss: float) -> str:
+        """Return the differences in words, given the precision and the unpruned network's loss in it."""
+        exact = self.exact_loss
+        unpruned = "" if exact is None else f" The unpruned loss is {loss:.4f}, in FP32 {exact:.4f}."
+        ranks = f"; the rank correlation is {self.rank_correlation:.3f}" if math.isfinite(self.rank_correlation) else ""
         return (
             f"{COMPUTED[precision]} {self.measurements} measurements, from the largest to the smallest loss, were "
             f"repeated in FP32: the loss increase differs by at most {self.max_loss_difference:.4f} and the accuracy "
-            f"by at most {self.max_accuracy_difference:.3f}; the rank correlation is {self.rank_correlation:.3f}."
+            f"by at most {self.max_accuracy_difference:.3f}{ranks}.{unpruned}"
         )
 
 

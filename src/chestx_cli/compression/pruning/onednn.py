@@ -11,13 +11,14 @@ a different part of the graph for each layer.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 # Operations that oneDNN can fuse into a convolution, with their parameters.
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
+_ACTIVATIONS: dict[type[object], tuple[str, tuple[float, ...]]] = {
     nn.ReLU: ("relu", ()),
     nn.ReLU6: ("hardtanh", (0.0, 6.0)),
     nn.SiLU: ("swish", ()),
@@ -90,14 +91,20 @@ def packing_is_available() -> bool:
 def pack_convolutions(graph_module: fx.GraphModule) -> None:
     """Replace the convolutions of an evaluation-mode CPU graph in place, keeping their names.
 
-    Activations and sums are fused into a convolution if no other node uses its output. Weights must not change
-    afterwards.
+    Activations and sums are fused into a convolution if no other node uses its output. A convolution that is called
+    several times stays as it is. Weights must not change afterwards.
     """
     graph = graph_module.graph
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     packed: dict[fx.Node, PackedConv] = {}
     for node in graph.nodes:
         module = _module(graph_module, node)
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+            and calls[node.target] == 1
+        ):
             packed[node] = PackedConv(
                 module.weight,
                 module.bias,
@@ -107,16 +114,21 @@ def pack_convolutions(graph_module: fx.GraphModule) -> None:
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _SUMS and not node.kwargs:
+            if len(node.all_input_nodes) < 2:
+                continue
             # Only the later of the two inputs can add the other, which is computed before it.
-            first, last = sorted((arg for arg in node.args if isinstance(arg, fx.Node)), key=position.__getitem__)[-2:]
-            if last in packed and first is not last and len(last.users) == 1:
+            first, last = sorted(node.all_input_nodes, key=position.__getitem__)
+            if last in packed and len(last.args) == 1 and len(last.users) == 1:
                 last.args = (*last.args, first)
                 _replace(graph, node, last)
     for node, conv in packed.items():
-        (following, *others) = [*node.users]
-        module = _module(graph_module, following)
-        if module is not None and type(module) in _ACTIVATIONS and not others:
-            conv.activation = _ACTIVATIONS[type(module)]
+        if len(node.users) != 1:
+            continue
+        (following,) = node.users
+        activation = _ACTIVATIONS.get(type(_module(graph_module, following)))
+        # After a sum, oneDNN's kernels compute no other activation.
+        if activation is not None and (len(node.args) == 1 or activation[0] == "relu"):
+            conv.activation = activation
             _replace(graph, following, node)
     graph.lint()
     graph_module.recompile()

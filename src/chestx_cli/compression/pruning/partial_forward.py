@@ -29,20 +29,23 @@ class Pause:
 def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
     """Run a traced network once over a batch [N, C, H, W], pausing before each of `layers`, in order, and at the end.
 
-    inputs: [N, C, H, W]. Values that no later node uses are freed. Call inside `torch.inference_mode`.
+    Before a layer that is called several times, it pauses at the first call only. inputs: [N, C, H, W]. Values that no
+    later node uses are freed. Call inside `torch.inference_mode`.
     """
     interpreter = _interpreter(graph_module)
     nodes = list(graph_module.graph.nodes)
     values: dict[fx.Node, Any] = {}
     interpreter.args_iter = iter((inputs,))
+    waiting = set(layers)
     for index, node in enumerate(nodes):
-        stops_here = node.op == "call_module" and node.target in layers
+        stops_here = node.op == "call_module" and node.target in waiting
         if stops_here or node.op == "output":
 
             def finish(weight: torch.Tensor | None, start: int = index) -> torch.Tensor:
                 return _run(interpreter, nodes[start:], dict(values), weight)
 
             yield Pause(layer=str(node.target) if stops_here else None, finish=finish)
+            waiting.discard(str(node.target))
         if node.op != "output":
             _run_node(interpreter, node, values)
 
@@ -56,19 +59,20 @@ def _interpreter(graph_module: fx.GraphModule) -> fx.Interpreter:
 def _run(
     interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node, Any], weight: torch.Tensor | None
 ) -> torch.Tensor:
-    """Run the nodes on top of `values`, whose tensors are not modified; the first node uses `weight` if given.
+    """Run the nodes on top of `values`, whose tensors are not modified; the first node's layer uses `weight` if given.
 
     Returns the network's output.
     """
     import torch
 
     kept = {value.untyped_storage().data_ptr() for value in values.values() if isinstance(value, torch.Tensor)}
+    first = nodes[0]
     for node in nodes[:-1]:
         if _in_place(interpreter, node):
             (target,) = node.all_input_nodes[:1]
             if values[target].untyped_storage().data_ptr() in kept:
                 values[target] = values[target].clone()
-        _run_node(interpreter, node, values, weight if node is nodes[0] else None)
+        _run_node(interpreter, node, values, weight if (node.op, node.target) == (first.op, first.target) else None)
     logits: torch.Tensor = values[nodes[-1].all_input_nodes[0]]
     return logits
 
