@@ -69,7 +69,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "",
         f"{len(sweep['rows'])} layers at {len(sweep['amounts'])} amounts, {sweep['images']} validation images; "
         f"{arguments.rounds} rounds. Machine: {machine['processor']}, {machine['threads']} processors "
-        f"({machine['instructions']}); torch {machine['torch']}. Measured with `python -m tools.benchmarks.sensitivity_precision {shown}`.",
+        f"({machine['instructions']}); torch {machine['torch']}. "
+        f"Measured with `python -m tools.benchmarks.sensitivity_precision {shown}`.",
     ]
     insert(arguments.docs / "results.md", "sensitivity in each precision", "\n".join(lines))
     print("\n".join(lines))
