@@ -21,7 +21,7 @@ from chestx_cli.inference.file_sizes import file_sizes, sparse_bytes
 from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, Model, chosen_runtimes
 from chestx_cli.inference.speedups import best_runtime, noise, recommendation, speed_row, speed_sentence
 from chestx_cli.inference.timing import Job, Round, time_jobs
-from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.records.benchmark import BenchmarkRecord, CostRow
 from conftest import Chestx
 
 QUICK = ("--rounds", 1, "--duration", 0.01, "--threads", 1)
@@ -244,7 +244,7 @@ def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
     assert "10.0 ms, 2.00 times as fast (95 % 1.99–2.01)" in said
     other = made_up(baseline=STEADY, small__openvino=[10, 10.1, 9.9, 10, 10.05])
     assert "(OpenVINO against ONNX Runtime, the best for each)" in speed_sentence(other, "small")
-    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, (), {})[0]
+    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation((other,), (), {})[0]
 
 
 def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided() -> None:
@@ -253,12 +253,12 @@ def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided(
     scattered = made_up(baseline=STEADY, other=[10, 30, 12, 25, 11])
     assert "other: not enough rounds to say whether it is faster than the FP32" in speed_sentence(scattered, "other")
     assert speed_sentence(scattered, "other").endswith("the ratio varies across 1 from round to round.")
-    (said,) = recommendation(scattered, {"other"}, {})
+    (said,) = recommendation((scattered,), {"other"}, {})
     assert said == "No recommendation for speed on cpu: not enough rounds to say for other. Use more --rounds."
     # Where the measured direction is the baseline's, naming it contradicts nothing.
     slow = made_up(baseline=STEADY, other=[60, 15, 50, 18, 55])
     assert "2.51 times the latency (95 % " in speed_sentence(slow, "other")
-    assert "the FP32 baseline itself" in recommendation(slow, (), {})[0]
+    assert "the FP32 baseline itself" in recommendation((slow,), (), {})[0]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -268,10 +268,49 @@ def test_fewer_than_three_rounds_decide_and_recommend_nothing(rounds: int, own_m
     said = speed_sentence(found, "small")
     assert said.startswith("small: not enough rounds to say whether it is faster than the FP32 baseline on cpu")
     assert "(an interval needs 3 rounds)" in said
-    (advice,) = recommendation(found, (), {})
+    (advice,) = recommendation((found,), (), {})
     assert advice.startswith("No recommendation for speed on cpu")
     decided = made_up(baseline=STEADY, small=[own_ms] * 5, unsure=[15, 25, 12, 30, 14])
-    assert ("small under" in recommendation(decided, (), {})[0]) == (own_ms < 19)
+    assert ("small under" in recommendation((decided,), (), {})[0]) == (own_ms < 19)
+
+
+def stored_parts(run: int, size_bytes: dict[str, int], **rounds_ms: Sequence[float]) -> list[BenchmarkRecord]:
+    """Return what one run of the command stores with each variant."""
+    made = made_up(**rounds_ms)
+    costs = tuple(
+        CostRow(
+            variant=variant,
+            runtime="onnxruntime",
+            peak_memory_mb=None,
+            added_memory_mb=None,
+            size_mb=size / 1e6,
+            gzip_mb=size / 1e6,
+            sparse_mb=size / 1e6,
+            parameters=1,
+            nonzero_parameters=1,
+            gmacs=1.0,
+            macs=1,
+            model_bytes=size,
+            gzip_bytes=size,
+            sparse_bytes=size,
+            model_sha256="",
+        )
+        for variant, size in size_bytes.items()
+    )
+    stamp = dataclasses.replace(made.stamp, created=f"run {run}")
+    return [dataclasses.replace(made, cost_rows=costs, stamp=stamp).of(variant) for variant in size_bytes]
+
+
+def test_of_stored_runs_the_smallest_of_the_fastest_is_recommended_within_one_run() -> None:
+    sizes = {"baseline": 100, "large": 50, "small": 10}
+    fast = [10, 10.1, 9.9, 10, 10.05]
+    first = stored_parts(1, sizes, baseline=STEADY, large=fast, small=[10.1, 10.2, 10, 10.1, 10.15])
+    assert recommendation(first, (), {})[0].startswith("Recommended for speed on cpu: small under")
+    # Of another run with fewer rounds, a smaller variant can be faster, but rounds cannot be compared.
+    other = stored_parts(2, {"baseline": 100, "tiny": 1}, baseline=STEADY[:3], tiny=[10.3, 10.2, 10.3])[1:]
+    assert recommendation(first + other, (), {})[0].startswith("Recommended for speed on cpu: small under")
+    fastest = stored_parts(2, {"baseline": 100, "tiny": 1}, baseline=STEADY[:3], tiny=[5, 5.1, 5])[1:]
+    assert recommendation(first + fastest, (), {})[0].startswith("Recommended for speed on cpu: tiny under")
 
 
 def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
@@ -279,12 +318,12 @@ def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
     found = made_up(baseline=STEADY, small=[15.0, 15.1, 15.0, 15.2, 14.9], int8=slower, fp32=slower)
     assert "int8 is slower than the FP32 baseline" in speed_sentence(found, "int8")
     assert "1.50 times the latency (95 % 1.50–1.50)" in speed_sentence(found, "int8")
-    assert recommendation(found, {"int8"}, {}) == (
+    assert recommendation((found,), {"int8"}, {}) == (
         "Recommended for speed on cpu: small under ONNX Runtime. It is not compared on the test images: run "
         '"chestx evaluate small".',
         "int8 is an INT8 file that is slower than FP32 here: it is not recommended.",
     )
-    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"}, {})
+    alone = recommendation((made_up(baseline=STEADY, int8=slower),), {"int8"}, {})
     assert "the FP32 baseline itself" in alone[0]
     assert "int8 is an INT8 file that is slower" in alone[1]
 

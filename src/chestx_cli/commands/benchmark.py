@@ -379,7 +379,7 @@ def _notes(
     return (
         *benchmark.warnings,
         *(text for text in sentences if text),
-        *recommendation(benchmark, {record.name for record in chosen if record.computes_in_int8}, verdicts),
+        *recommendation((benchmark,), {record.name for record in chosen if record.computes_in_int8}, verdicts),
         *gains,
         *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "

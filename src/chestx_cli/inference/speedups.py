@@ -293,15 +293,22 @@ def _reference(benchmark: BenchmarkRecord) -> str:
 
 
 def recommendation(
-    benchmark: BenchmarkRecord, int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
+    parts: Sequence[BenchmarkRecord], int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
 ) -> tuple[str, ...]:
-    """Return recommendations for speed on this device.
+    """Return recommendations for speed on a device.
 
-    int8: names of the INT8 variants. verdicts: on the test images, by variant. Of the variants that are faster than the
-    FP32 baseline and not inferior, that of `preferred` is recommended; otherwise the baseline, unless the rounds are
-    too few or too noisy, or suggest that another variant is faster. Inferior faster variants and slower INT8 files are
-    named. Empty if nothing was timed in the same run as the baseline.
+    parts: of one device, each variant in one of them. Speed-ups over FP32 are ratios within a run, so that parts of
+    several runs can be compared; which of two variants is preferred is asked only of one run. int8: names of the INT8
+    variants. verdicts: on the test images, by variant. Of the variants that are faster than the FP32 baseline and not
+    inferior, that of `preferred` is recommended; otherwise the baseline, unless the rounds are too few or too noisy, or
+    suggest that another variant is faster. Inferior faster variants and slower INT8 files are named. Empty if nothing
+    was timed in the same run as the baseline.
     """
+    benchmark = parts[0].replace(
+        rows=tuple(row for part in parts for row in part.rows),
+        cost_rows=tuple(row for part in parts for row in part.cost_rows),
+    )
+    run_of = {row.variant: part.stamp for part in parts for row in part.rows}
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
         return ()
@@ -311,7 +318,9 @@ def recommendation(
     inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
     better = [row for row in faster if row.variant not in inferior]
     if better:
-        row = preferred(better, {row.variant: row.model_bytes for row in benchmark.cost_rows})
+        fastest = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        of_its_run = [row for row in better if run_of[row.variant] == run_of[fastest.variant]]
+        row = preferred(of_its_run, {row.variant: row.model_bytes for row in benchmark.cost_rows})
         verdict = verdicts.get(row.variant)
         quality = (
             f"On the test images it is {verdict.short}."

@@ -282,7 +282,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
         )
         for row in fastest_rows
     )
-    sentence = decision.sentence if decision else " ".join(recommendation(record, int8, {})[:1])
+    sentence = decision.sentence if decision else " ".join(recommendation((record,), int8, {})[:1])
     return Answer(
         rows=rows,
         sentence=sentence or f"{counted(len(rows), 'variant')} timed on {record.device}.",

@@ -110,14 +110,13 @@ def _cost_statement(results: StudyResults, variant: VariantResults) -> str:
 
 
 def _recommendations(results: StudyResults) -> list[str]:
-    """Return the fastest choice on each device; speed-ups are ratios within a run, so that runs can be joined."""
+    """Return the fastest choice on each device."""
     int8 = {variant.name for variant in results.variants if variant.record.computes_in_int8}
     sentences: list[str] = []
     for device in results.devices:
         parts = [b for variant in results.variants for b in variant.benchmarks if b.device == device and b.baseline]
         if parts:
-            joined = parts[0].replace(rows=tuple(row for part in parts for row in part.rows))
-            sentences += recommendation(joined, int8, results.comparisons)
+            sentences += recommendation(parts, int8, results.comparisons)
     return sentences
 
 
