@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from chestx_cli.core.errors import ChestxError, StudyError, UsageError
@@ -27,6 +28,7 @@ from chestx_cli.records.split import UNMATCHED, GroupRuleRow
 from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, drawing_beside, drawn_beside
 from chestx_cli.reporting.figures.pareto import NAME_GAP, NAMES_AT, name_heights
+from chestx_cli.reporting.figures.sensitivity import sensitivity
 from chestx_cli.reporting.figures.style import STYLE
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
@@ -374,3 +376,16 @@ def _sides(line: tuple[tuple[float, float], tuple[float, float]], other: tuple[t
     (x, y), (to_x, to_y) = line
     first, second = ((to_x - x) * (b - y) - (to_y - y) * (a - x) for a, b in other)
     return first * second
+
+
+@pytest.mark.parametrize(("precision", "says"), [("fp32", False), ("int8", True)])
+def test_a_figure_of_sensitivity_says_if_it_was_computed_in_8_bits(full: Study, precision: str, says: bool) -> None:
+    results = read_study(full)
+    variants = tuple(
+        replace(one, sensitivity=one.sensitivity and one.sensitivity.replace(precision=precision))
+        for one in results.variants
+    )
+    drawn = sensitivity(replace(results, variants=variants))
+    assert drawn is not None
+    shown = " ".join(" ".join(text.get_text() for text in drawn.findobj(Text)).split())
+    assert ("Convolutions were computed in 8 bits." in shown) is says

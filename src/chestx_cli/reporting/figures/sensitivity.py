@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import SENSITIVITIES, VARIANTS, StudyResults
+from chestx_cli.records.sensitivity import COMPUTED
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLUE,
@@ -44,7 +45,9 @@ def sensitivity(study: StudyResults) -> Figure | None:
     """Draw the loss increase by layer and amount, and its mean; None if no sensitivity was measured."""
     records = (variant.sensitivity for variant in study.variants)
     first = next((record for record in records if record and record.measurements), None)
-    return _draw(first, "one layer", "weights set to zero") if first else None
+    if first is None:
+        return None
+    return _draw(first, "one layer", "weights set to zero", computed=COMPUTED.get(first.precision))
 
 
 @figure(
@@ -63,7 +66,9 @@ def structured_sensitivity(study: StudyResults) -> Figure | None:
     return _draw(first, "one group of coupled layers", "channels removed") if first else None
 
 
-def _draw(record: SensitivityRecord | GroupSensitivityRecord, unit: str, removed: str) -> Figure:
+def _draw(
+    record: SensitivityRecord | GroupSensitivityRecord, unit: str, removed: str, *, computed: str | None = None
+) -> Figure:
     layers = list(dict.fromkeys(row.layer for row in record.measurements))
     increase = _increases(record, layers)
     fig = new_figure(
@@ -73,6 +78,7 @@ def _draw(record: SensitivityRecord | GroupSensitivityRecord, unit: str, removed
             f"Unpruned: loss {record.loss:.4f}, accuracy {record.accuracy:.1%}. One image is "
             f"{share_of_one(record.images)} of accuracy, so layers are ranked by loss, averaged over the amounts. "
             "The colour scale is compressed so that small increases are visible; the bars are linear."
+            f"{f' {computed}' if computed else ''}"
         ),
     )
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 0.8))
