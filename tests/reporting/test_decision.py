@@ -60,6 +60,16 @@ def test_a_wide_margin_is_pointed_out(variants: tuple[VariantResults, ...]) -> N
         assert (f"The margin of {margin:g} is wide" in decide(changed).sentence) == (margin > 0.1)
 
 
+def test_times_of_separate_runs_are_pointed_out(variants: tuple[VariantResults, ...]) -> None:
+    (benchmark,) = variants[-1].benchmarks
+    later = replace(benchmark.stamp, created="2026-12-24T00:00:00.000+00:00")
+    apart = (*variants[:-1], replace(variants[-1], benchmarks=(benchmark.replace(stamp=later),)))
+    assert "separate benchmark runs" not in decide(variants).sentence
+    assert "separate benchmark runs" in decide(apart).sentence
+    # A variant that has not been timed is not from another run.
+    assert "separate benchmark runs" not in decide((*variants[:-1], replace(variants[-1], benchmarks=()))).sentence
+
+
 def ships(variants: tuple[VariantResults, ...]) -> dict[str, bool]:
     return {row.variant: row.ship == SHIP for row in decide(variants).rows}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,11 @@ class VariantResults:
         """Return the benchmark row with the lowest median latency on a device."""
         benchmark = self.benchmark_on(device)
         return benchmark.fastest(self.name) if benchmark else None
+
+
+def timed_in_separate_runs(variants: Sequence[VariantResults], device: str) -> bool:
+    """Return whether the variants' latencies on a device are from several benchmark runs."""
+    return len({(b.stamp.created, b.threads) for variant in variants if (b := variant.benchmark_on(device))}) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph, short_number
-from chestx_cli.evaluation.results import CPU
+from chestx_cli.evaluation.results import CPU, timed_in_separate_runs
 from chestx_cli.inference.speedups import (
     FASTER,
     SIZE_TOLERANCE,
@@ -85,7 +85,7 @@ def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
         baseline_faults=evaluation.baseline_faults if evaluation else (),
     )
     shipped = next((variant for variant in tested if variant.name == choice.ship), None)
-    doubts = (*_doubts(shipped), *_wide_margin(tested))
+    doubts = (*_doubts(shipped), *_wide_margin(tested), *_separate_runs(tested, device))
     return Decision(
         ship=choice.ship,
         nearest=choice.nearest,
@@ -145,6 +145,15 @@ def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
     margins = [variant.comparison.margin for variant in tested if variant.comparison]
     if margins and max(margins) > WIDEST_MARGIN:
         yield f"The margin of {max(margins):g} is wide: a loss of that size counts as not inferior."
+
+
+def _separate_runs(tested: Sequence[VariantResults], device: str) -> Iterator[str]:
+    """Yield a sentence if the latencies of the rows are not of one run, in which alone they can be compared."""
+    if timed_in_separate_runs(tested, device):
+        yield (
+            "The times in ms are from separate benchmark runs and only roughly comparable: "
+            '"chestx benchmark" times all variants in one.'
+        )
 
 
 def _candidate(variant: VariantResults, parent: VariantResults | None, device: str) -> Candidate:

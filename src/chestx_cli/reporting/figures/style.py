@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.printable import printable
-from chestx_cli.evaluation.results import CPU
+from chestx_cli.evaluation.results import CPU, timed_in_separate_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,8 +153,7 @@ def stale_note(names: Sequence[str]) -> str:
 
 def separate_runs_note(variants: Sequence[VariantResults]) -> str:
     """Return a sentence on latencies of separate benchmark runs; empty if the variants were timed in one run."""
-    benchmarks = {(b.stamp.created, b.threads) for variant in variants if (b := variant.benchmark_on(CPU))}
-    if len(benchmarks) < 2:
+    if not timed_in_separate_runs(variants, CPU):
         return ""
     return "LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
 
