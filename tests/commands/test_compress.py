@@ -55,6 +55,18 @@ def test_the_chosen_variant_keeps_the_limits_and_is_one_as_any(
     assert again.err.count("already done") == len(record["rows"]) - 1
 
 
+def test_models_have_a_threshold_and_a_temperature_by_the_rules_of_their_parent(
+    chestx: Chestx, study: Path, costs: Callable[[float], None]
+) -> None:
+    costs(1.0)
+    rules = ("--operating-point", "youden", "--temperature")
+    assert chestx("evaluate", "baseline", "--study", study, *rules).code == 0
+    outcome = chestx("compress", "--study", study, "--max-size-mb", 0.012, "--max-drop", 1, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    stored = json.loads((study / "variants" / outcome.json()["chosen"] / "variant.json").read_text())
+    assert stored["operating_point"]["rule"] == "youden"
+
+
 def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
     chestx: Chestx, study: Path, costs: Callable[[float], None]
 ) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.compression.search import Quality
+from chestx_cli.evaluation.cells import auroc_gap_of
 from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.predictions import stacked
-from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
 from chestx_cli.evaluation.verdicts import Margins, guards_of
 from chestx_cli.records.answers import BROKEN
@@ -32,8 +32,7 @@ def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | No
     reference, model = (stacked([pair.cells[side] for pair in pairs]) for side in (0, 1))
     drops = [_drop_of(name, pairs) for name in ((ACCURACY, AUROC) if endpoint is None else (endpoint,))]
     drop, interval, dropped = max(drops, key=lambda one: one[0])
-    gap = auroc_gap(reference, model, patients) if len(pairs) == 1 else ENDPOINTS[AUROC].gain(pairs)
-    guards = guards_of("", reference, model, patients, Margins(), gap, endpoint or ACCURACY)
+    guards = guards_of("", reference, model, patients, Margins(), auroc_gap_of(pairs), endpoint or ACCURACY)
     return Quality(
         accuracy=float(model.correct.mean()),
         drop=drop,
@@ -47,11 +46,7 @@ def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | No
 def _drop_of(name: str, pairs: Sequence[CellPair]) -> tuple[float, tuple[float, float], str]:
     """Return how much worse the model is on an endpoint, with the 95 % interval, and the endpoint's name in text."""
     endpoint = ENDPOINTS[name]
-    if len(pairs) == 1:
-        paired = endpoint.compare(pairs, margin=0.0)
-        difference, (low, high) = paired.difference, paired.interval.bounds
-    else:
-        total = endpoint.gain(pairs)
-        difference, (low, high) = total.value, total.bounds()
+    paired = endpoint.compare(pairs, margin=0.0)
+    low, high = paired.interval.bounds
     # Subtracted from 0, so that no difference gives 0.0 instead of -0.0.
-    return 0.0 - difference, (0.0 - high, 0.0 - low), endpoint.noun
+    return 0.0 - paired.difference, (0.0 - high, 0.0 - low), endpoint.noun

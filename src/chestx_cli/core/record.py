@@ -29,6 +29,7 @@ NOT_A_DEVICE = "Research software. Not a medical device."
 FORMER_VALUES: Options = {
     "recalibrate": False,
     "schedule": "constant",
+    "keep": "lowest",
     "batchnorm_parts": 1,
     "shuffled_parts": 1,
     "resize": "squash",
@@ -149,8 +150,9 @@ class Record:
 
     stamp: Stamp
     notes: tuple[str, ...] = ()
-    # Set on the record that a command returns, not in stored documents: it may combine several of them.
-    answer: Answer | None = None
+    # Set on the record that a command returns, not in stored documents: it may combine several of them. A stored record
+    # therefore equals the one that a command returned.
+    answer: Answer | None = dataclasses.field(default=None, compare=False)
 
     @property
     def exit_code(self) -> int:

@@ -186,13 +186,11 @@ class Endpoint:
         )
 
     def gain(self, pairs: Sequence[CellPair]) -> Total:
-        """Return how much better the second variant is over cells, by the general method, where a patient counts once.
-
-        Unlike the specific methods it may be used where folds share patients, as their validation images do.
-        """
+        """Return how much better the second variant is over cells, by the general method; a patient counts once."""
         first, second = (self.total(side) for side in sides(pairs))
         gain = first.less(second) if self.is_loss else second.less(first)
-        return gain.with_one_more((1.0 if self.is_share else self.least_change) / gain.images)
+        least = (1.0 if self.is_share else self.least_change) * _folds_per_patient(pairs)
+        return gain.with_one_more(least / gain.images)
 
     def total(self, cells: Sequence[Cell]) -> Total:
         """Return one variant's value over all cells, with each patient's first-order contribution to its error."""
@@ -228,6 +226,12 @@ class Endpoint:
     def worse(self) -> str:
         """Return the phrase for a variant with a worse value."""
         return f"of higher {self.noun}" if self.is_loss else f"of lower {self.noun}"
+
+
+def _folds_per_patient(pairs: Sequence[CellPair]) -> float:
+    """Return in how many folds a patient is on average: 1 for test images; validation images of folds share them."""
+    groups = [set(seeds[0].images.groups.tolist()) for seeds in by_fold(sides(pairs)[0])]
+    return sum(len(one) for one in groups) / len(set().union(*groups))
 
 
 ENDPOINTS: Registry[Endpoint] = Registry("endpoint", of=Endpoint)
@@ -282,7 +286,7 @@ def _mean_auroc(cells: Sequence[Cell]) -> tuple[Auroc, Patients]:
         )
         for seeds in by_fold(cells)
     ]
-    return mean_over_folds(fold_means, [undrawn_patients(seeds[0].images.groups) for seeds in by_fold(cells)])
+    return mean_over_folds(fold_means, [seeds[0].images.groups for seeds in by_fold(cells)])
 
 
 def auroc_within_folds(pairs: Sequence[CellPair]) -> AurocDifference:

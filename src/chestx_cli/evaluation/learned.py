@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of, mean_over_folds
-from chestx_cli.evaluation.statistics.intervals import undrawn_patients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +66,6 @@ def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | N
         return None
     mean, patients = mean_over_folds(
         [auroc_of(fold.is_positive, fold.probability) for fold in both],
-        [undrawn_patients(fold.images.groups) for fold in both],
+        [fold.images.groups for fold in both],
     )
     return auroc_interval(mean, patients).bounds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.statistics.intervals import ALPHA, CHUNK, Interval, Patients
+from chestx_cli.evaluation.statistics.intervals import ALPHA, CHUNK, Interval, Patients, undrawn_patients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -293,15 +293,17 @@ def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
     )
 
 
-def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[Auroc, Patients]:
+def mean_over_folds(aurocs: Sequence[Auroc], groups: Sequence[npt.NDArray[np.str_]]) -> tuple[Auroc, Patients]:
     """Return the mean of the folds' AUROCs as one AUROC over all images, with the patients of all folds.
 
-    Scores are never compared between folds, whose models have different scales. The folds share no patients. An image's
-    influence is divided by the number of folds and carries its fold's small-sample correction; its probability is the
-    normal score of its rank within the fold.
+    groups: patients' keys of each fold's images; patients may be in several folds, as those of validation images are.
+    Scores are never compared between folds, whose models have different scales. An image's influence is divided by the
+    number of folds and carries its fold's small-sample correction; its probability is the normal score of its rank
+    within the fold.
     """
     import numpy as np
 
+    patients = [undrawn_patients(of_fold) for of_fold in groups]
     if len(aurocs) == 1:
         return aurocs[0], patients[0]
     influence = []
@@ -312,20 +314,13 @@ def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tu
             k = int((fold_patients.sums(among.astype(np.float64)) > 0).sum())
             scale[among] = math.sqrt(k / (k - 1)) if k > 1 else 1.0
         influence.append(scale * auroc.influence / len(aurocs))
-    first_codes = np.cumsum([0, *(fold_patients.n for fold_patients in patients)])[:-1]
-    all_patients = Patients(
-        code=np.concatenate(
-            [fold_patients.code + start for fold_patients, start in zip(patients, first_codes, strict=True)]
-        ),
-        drawn=np.zeros((0, sum(fold_patients.n for fold_patients in patients)), dtype=np.uint8),
-    )
     mean = Auroc(
         value=sum(auroc.value for auroc in aurocs) / len(aurocs),
         probability=np.concatenate([_normal_scores(auroc.probability) for auroc in aurocs]),
         influence=np.concatenate(influence),
         is_positive=np.concatenate([auroc.is_positive for auroc in aurocs]),
     )
-    return mean, all_patients
+    return mean, undrawn_patients(np.concatenate(groups))
 
 
 def _normal_scores(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
