@@ -229,6 +229,14 @@ def made_up(**rounds_ms: Sequence[float]) -> BenchmarkRecord:
     )
 
 
+def test_noisy_rounds_do_not_say_what_is_faster() -> None:
+    record = made_up(baseline=[10.0] * 5, fast=[1.0] * 5, slow=[30.0] * 5)
+    noisy = record.replace(warnings=("NOISY: the rounds differ.",))
+    for name, word in (("fast", "faster"), ("slow", "slower")):
+        assert f"{name} is {word} than" in speed_sentence(record, name)
+        assert f"{name}: too NOISY to say whether it is faster than" in speed_sentence(noisy, name)
+
+
 STEADY = (20.0, 20.2, 19.9, 20.1, 20.0)
 
 

@@ -138,6 +138,12 @@ def test_train_says_at_its_end_that_nothing_shows_it_has_learned(chestx: Chestx,
     assert caveat in again.out.splitlines()
 
 
+def test_a_variant_is_told_apart_from_the_model_that_it_was_made_from(chestx: Chestx, fresh: Path) -> None:
+    said = " ".join(chestx("prune", "--study", fresh).out.split())
+    assert "The model that oneshot-50 was made from is not shown to have learned anything: 9 validation" in said
+    assert " oneshot-50 is not shown" not in said
+
+
 COMMANDS = (
     ("prune", "--method", "oneshot"),
     ("prune", "--method", "iterative", "--steps", "1", "--finetune-epochs", "1", "--batch-size", "16"),

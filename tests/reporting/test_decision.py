@@ -46,7 +46,43 @@ def test_a_shipped_model_that_may_err_on_every_second_image_is_pointed_out(
         else with_lowest(variant, sensitivity=0.1, specificity=0.1)
         for variant in variants
     )
-    assert decide(changed).sentence.count("does not rule out every second one") == sentences
+    assert decide(changed).sentence.count("does not rule out half of them") == sentences
+
+
+def differing(variant: VariantResults, difference: float) -> VariantResults:
+    """Return a variant whose endpoint differs from the baseline's by `difference`."""
+    evaluation = variant.evaluation
+    assert evaluation is not None
+    (comparison,) = evaluation.comparisons
+    return replace(variant, evaluation=evaluation.replace(comparisons=(replace(comparison, difference=difference),)))
+
+
+@pytest.mark.parametrize(
+    ("slow_loss", "fast_loss", "fast_is_nearest"),
+    [(0.0, 0.0, True), (0.0, 0.019, True), (0.0, 0.03, False), (0.03, 0.05, False), (0.05, 0.03, True)],
+)
+def test_a_variant_whose_measured_loss_exceeds_the_margin_is_not_nearest(
+    variants: tuple[VariantResults, ...], slow_loss: float, fast_loss: float, *, fast_is_nearest: bool
+) -> None:
+    slow, fast = (
+        differing(timed(variant, latency_ms, 23.4, word=INCONCLUSIVE), -loss)
+        for variant, latency_ms, loss in ((variants[1], 8.0, slow_loss), (variants[-1], 4.0, fast_loss))
+    )
+    assert decide((variants[0], slow, fast)).nearest == (fast if fast_is_nearest else slow).name
+
+
+def test_variants_that_are_not_tested_are_named(variants: tuple[VariantResults, ...]) -> None:
+    baseline, tested, other = variants[0], variants[1], variants[-1]
+    untested = replace(other, evaluation=None)
+    decision = decide((baseline, tested, untested))
+    assert f"Not tested: {other.name}." in decision.sentence
+    assert decision.next_command == "chestx evaluate"
+    assert "no compressed variant" not in decide((baseline, untested)).sentence
+    assert "no compressed variant" in decide((baseline,)).sentence
+    # A step towards a variant, and what must be made again first.
+    child = replace(tested, record=tested.record.replace(parent=other.name))
+    for left_out in ((baseline, child, untested), (baseline, tested, replace(untested, is_stale=True))):
+        assert "Not tested" not in decide(left_out).sentence
 
 
 def test_a_wide_margin_is_pointed_out(variants: tuple[VariantResults, ...]) -> None:
@@ -110,8 +146,8 @@ def test_of_variants_that_are_as_fast_the_smallest_is_named(
     *,
     smallest_is_named: bool,
 ) -> None:
-    baseline, large = variants[0], timed(variants[1], 8.0, 23.4, word=verdict)
-    small = timed(variants[-1], statistics.median(rounds_ms), 23.4, word=verdict)
+    baseline, large = variants[0], differing(timed(variants[1], 8.0, 23.4, word=verdict), 0.0)
+    small = differing(timed(variants[-1], statistics.median(rounds_ms), 23.4, word=verdict), 0.0)
     (benchmark,) = small.benchmarks
     (row,) = benchmark.rows
     row = replace(row, batches=(replace(row.batches[0], round_p50_ms=rounds_ms), *row.batches[1:]))

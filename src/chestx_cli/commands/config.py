@@ -32,9 +32,9 @@ def config(
 ) -> ConfigRecord:
     """Show the value of every option, and where it is set.
 
-    A flag counts more than a variable (CHESTX_TRAIN_EPOCHS), a variable more than chestx.toml (epochs below [train]), a
-    file more than the default. A value that has no effect with the other options is unused. Functions in Python read
-    neither.
+    A flag counts more than a variable (CHESTX_TRAIN_EPOCHS), a variable more than chestx.toml (epochs in its table
+    train), a file more than the default. A value that has no effect with the other options is unused. Functions in
+    Python read neither.
     """
     configuration = read_configuration(config, os.environ)
     rows = tuple(row for name in ([command] if command else COMMANDS) for row in _rows(name, configuration))

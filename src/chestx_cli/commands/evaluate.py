@@ -145,7 +145,7 @@ def evaluate(
     Each variant is compared with the baseline on the same images. The verdict is on the endpoint, accuracy by default;
     a fall in sensitivity, specificity or AUROC rules out a good verdict.
 
-    Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
+    The threshold is 0.5, or with --operating-point chosen for each variant on the validation images and kept in it.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
     """
     import numpy as np

@@ -98,7 +98,7 @@ def predict(
     """Predict new images: research only, no diagnosis.
 
     The probability is that of the class in its heading, after temperature scaling. An image is assigned to that class
-    if the probability reaches the threshold chosen by chestx evaluate. The stored results choose the variant; if none
+    if the probability reaches the variant's threshold. The stored results choose the variant; if none
     is to be shipped, the baseline is used.
 
     Images of folders and tables are named by ids unless --show-paths. The CSV file has the path of every image, so keep
@@ -311,7 +311,10 @@ def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[s
     if predictor.why_not_compared:
         notes.append(f"Not compared with the training images: {predictor.why_not_compared}.")
     if predictor.threshold_rule == FIXED:
-        notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
+        notes.append(
+            f"The threshold is {FIXED} and not chosen on validation images: "
+            '"chestx evaluate --operating-point youden" chooses one.'
+        )
     if new_images.left_out:
         kinds = ", ".join(f"{n:,} × {kind}" for kind, n in new_images.left_out.most_common())
         notes.append(f"Left out of folders: {kinds}.")

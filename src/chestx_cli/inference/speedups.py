@@ -35,6 +35,7 @@ UNDECIDED = "not enough rounds to say"
 # Rounds of a model that differ by more than this factor were not measured on an idle machine.
 NOISY_SPREAD = 1.5
 NOISY = "NOISY"
+TOO_NOISY = f"too {NOISY} to say"
 
 _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -249,13 +250,14 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
         else f"{runtime} against {best}, the best for each"
     )
     compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
-    comparison = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
+    if is_noisy(benchmark):
+        word = TOO_NOISY
+    is_open = word in (UNDECIDED, TOO_NOISY)
+    comparison = f"{word} whether it is faster {compared}" if is_open else f"is {word} {compared}"
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
     if word == UNDECIDED and interval is not None:
         measured += "; the ratio varies across 1 from round to round"
-    if is_noisy(benchmark):
-        measured += f"; {NOISY}"
-    return f"{variant}{':' if word == UNDECIDED else ''} {comparison}: {measured}."
+    return f"{variant}{':' if is_open else ''} {comparison}: {measured}."
 
 
 def is_noisy(benchmark: BenchmarkRecord) -> bool:

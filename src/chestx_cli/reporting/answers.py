@@ -124,10 +124,12 @@ def of_variant(record: VariantRecord) -> Answer:
         val_auroc=quantization.auroc if quantization else kept_epoch.val.get("auroc") if kept_epoch else None,
     )
     warnings = warnings_of(record)
-    nothing_learned = f"{record.name} is not shown to have learned anything"
+    # A variant has the findings of the models that it was made from.
+    model = record.name if record.parent is None else f"the model that {record.name} was made from"
+    nothing_learned = f"{model} is not shown to have learned anything"
     # A student's own caveat says so already.
-    if not any(nothing_learned in warning for warning in warnings):
-        warnings += tuple(f"{nothing_learned}: {reason}." for reason in record.unproven)
+    if not any("is not shown to have learned anything" in warning for warning in warnings):
+        warnings += tuple(f"{nothing_learned[0].upper()}{nothing_learned[1:]}: {one}." for one in record.unproven)
     return Answer(
         rows=(row,),
         sentence=_summary(record),
@@ -145,8 +147,8 @@ def _summary(record: VariantRecord) -> str:
             stored, computed = f"stored in {quantized.bits} bits and computed in FP32", record.name
         return paragraph(
             f"{quantized.quantized_share:.1%} of the parameters are {stored}; the file is {saved:.0%} smaller than "
-            f"FP32 ONNX. Of the validation images {quantized.lost} are correct in FP32 only and {quantized.won} in "
-            f"{computed} only.",
+            f"FP32 ONNX. Validation images correct in FP32 only: {quantized.lost}; in {computed} only: "
+            f"{quantized.won}.",
             _slower_layers(quantized.layer_speeds),
         )
     if record.structure is not None:
@@ -163,7 +165,7 @@ def _summary(record: VariantRecord) -> str:
         return f"{record.name} is stored."
     training = record.training
     return (
-        f"Epoch {training.best_epoch} of {len(training.epochs)} is kept, with the lowest validation loss "
+        f"Epoch {training.best_epoch} of {len(training.epochs)} is kept, with {training.kept_loss} "
         f"({training.best_val_loss:.4f})."
     )
 
@@ -269,7 +271,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
         SpeedRow(
             variant=row.variant,
             runtime=row.runtime,
-            latency_ms=short_number(row.latency_p50_ms),
+            latency_ms=f"{'~' if noisy else ''}{short_number(row.latency_p50_ms)}",
             # Noisy speed-ups must not be quoted; --full shows them.
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,

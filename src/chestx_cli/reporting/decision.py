@@ -50,6 +50,10 @@ class Candidate:
     is_reference: bool
     is_stale: bool
     benchmark: BenchmarkRecord | None
+    # Under which `needed_images` would settle the verdict.
+    assumption: str | None = None
+    # Its endpoint minus the baseline's; larger is better.
+    difference: float | None = None
     # The variant that it was quantized from, if it computes in INT8 and is slower than that one.
     faster_parent: str | None = None
 
@@ -79,13 +83,16 @@ def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
     }
     reference = next((variant for variant in tested if variant.is_reference), None)
     evaluation = reference.evaluation if reference else None
+    untested = _untested(results)
     choice = choose(
         tuple(candidates.values()),
         images=evaluation.images if evaluation else 0,
         baseline_faults=evaluation.baseline_faults if evaluation else (),
+        untested=untested,
     )
     shipped = next((variant for variant in tested if variant.name == choice.ship), None)
-    doubts = (*_doubts(shipped), *_wide_margin(tested), *_separate_runs(tested, device))
+    missing = (f"Not tested: {listed(untested)}.",) if untested else ()
+    doubts = (*missing, *_doubts(shipped), *_wide_margin(tested), *_separate_runs(tested, device))
     return Decision(
         ship=choice.ship,
         nearest=choice.nearest,
@@ -95,14 +102,18 @@ def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
     )
 
 
-def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tuple[str, ...]) -> Choice:
+def choose(
+    candidates: Sequence[Candidate], *, images: int, baseline_faults: tuple[str, ...], untested: Sequence[str] = ()
+) -> Choice:
     """Choose the candidate to ship.
 
-    images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. A variant
-    qualifies if it is better than or not inferior to the baseline, is smaller or faster and not slower, and is not
-    stale; in INT8 also only if it is not slower than a parent that qualifies. The fastest qualifying variant is chosen,
-    or a smaller one that their common run does not show to be slower, or the smallest if none is shown to be faster. If
-    none qualifies, the baseline is shipped, unless it is not shown to have learned.
+    images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. untested:
+    variants without test results, which the next command evaluates. A variant qualifies if it is better than or not
+    inferior to the baseline, is smaller or faster and not slower, and is not stale; in INT8 also only if it is not
+    slower than a parent that qualifies. The fastest qualifying variant is chosen, or a smaller one that their common
+    run does not show to be slower, or the smallest if none is shown to be faster. If none qualifies, the baseline is
+    shipped, unless it is not shown to have learned. The nearest is chosen in the same way among the undecided whose
+    measured loss is within the margin; if there are none, it is the one with the least loss.
     """
     reference = next((candidate for candidate in candidates if candidate.is_reference), None)
     others = [candidate for candidate in candidates if candidate.word is not None]
@@ -119,13 +130,23 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
         ship=chosen.name if chosen else None,
         nearest=nearest.name if nearest else None,
         shipped=frozenset(candidate.name for candidate in (*qualified, *([fallback] if fallback else []))),
-        sentence=_sentence(reference, others, best, nearest, images, baseline_faults),
-        next_command=_next_command(reference, others, best, nearest),
+        sentence=_sentence(reference, others, best, nearest, images, baseline_faults, untested),
+        next_command="chestx evaluate" if untested else _next_command(reference, others, best, nearest),
+    )
+
+
+def _untested(results: Sequence[VariantResults]) -> tuple[str, ...]:
+    """Return the names of variants without test results, except steps towards others and outdated ones."""
+    parents = {variant.record.parent for variant in results}
+    return tuple(
+        variant.name
+        for variant in results
+        if variant.row is None and variant.name not in parents and not variant.is_stale
     )
 
 
 def _doubts(shipped: VariantResults | None) -> Iterator[str]:
-    """Yield a sentence per kind of error that the images do not show to be rarer than every second."""
+    """Yield a sentence per kind of error that the images do not show to be rarer than one in two."""
     if shipped is None or shipped.evaluation is None:
         return
     positive, row = shipped.evaluation.positive, shipped.evaluation.operating_rows[0]
@@ -137,7 +158,7 @@ def _doubts(shipped: VariantResults | None) -> Iterator[str]:
     ):
         if interval and interval[0] < RIGHT_AT_LEAST:
             counted = f"{wrong:,} of {wrong + of:,} {images} images"
-            yield f"{name} {verb} {counted}; the interval does not rule out every second one."
+            yield f"{name} {verb} {counted}; the interval does not rule out half of them."
 
 
 def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
@@ -150,10 +171,7 @@ def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
 def _separate_runs(tested: Sequence[VariantResults], device: str) -> Iterator[str]:
     """Yield a sentence if the latencies of the rows are not of one run, in which alone they can be compared."""
     if timed_in_separate_runs(tested, device):
-        yield (
-            "The times in ms are from separate benchmark runs and only roughly comparable: "
-            '"chestx benchmark" times all variants in one.'
-        )
+        yield ('The times in ms are from separate benchmark runs: "chestx benchmark" times all variants in one.')
 
 
 def _candidate(variant: VariantResults, parent: VariantResults | None, device: str) -> Candidate:
@@ -164,6 +182,8 @@ def _candidate(variant: VariantResults, parent: VariantResults | None, device: s
         word=comparison.word if comparison else None,
         margin=comparison.margin if comparison else 0.0,
         needed_images=comparison.needed_images if comparison else None,
+        assumption=comparison.assumption if comparison else None,
+        difference=comparison.difference if comparison else None,
         is_reference=variant.is_reference,
         is_stale=variant.is_stale,
         benchmark=benchmark,
@@ -227,13 +247,14 @@ def _gain_key(candidate: Candidate) -> tuple[float, int]:
 
 
 def _nearest(others: Sequence[Candidate], reference: Candidate) -> Candidate | None:
-    """Return the best inconclusive variant, which could qualify with more test images; None if there is none."""
+    """Return the inconclusive variant to name as nearest (see `choose`); None if there is none."""
     undecided = [
         candidate
         for candidate in others
         if candidate.word == INCONCLUSIVE and not candidate.is_stale and _gains(candidate, reference)
     ]
-    return _best(undecided)
+    within = [candidate for candidate in undecided if (candidate.difference or 0.0) > -candidate.margin]
+    return _best(within) or max(undecided, key=lambda candidate: candidate.difference or 0.0, default=None)
 
 
 def _sentence(
@@ -243,6 +264,7 @@ def _sentence(
     nearest: Candidate | None,
     images: int,
     baseline_faults: tuple[str, ...],
+    untested: Sequence[str],
 ) -> str:
     if reference is None:
         return 'The variants are not compared with the present baseline: run "chestx evaluate".'
@@ -253,12 +275,13 @@ def _sentence(
         verdict = f"{best.word} within {best.margin:g}" if best.word == NOT_INFERIOR else best.word
         return f"Ship {best.name}: {_gain(best, reference)}, {verdict}."
     if not others:
-        return f"{name[0].upper()}{name[1:]} is evaluated alone; there is no compressed variant to compare with it."
+        alone = f"{name[0].upper()}{name[1:]} is evaluated alone"
+        return f"{alone}." if untested else f"{alone}; there is no compressed variant to compare with it."
     if nearest is not None:
         gain = f"Nearest is {nearest.name}, {_gain(nearest, reference)}"
         return paragraph(
             f"Ship {name}: on {images:,} images no smaller or faster variant can be called as good.",
-            f"{gain}: about {nearest.needed_images:,} images would settle it." if nearest.needed_images else f"{gain}.",
+            f"{gain}: {_needed(nearest)}." if nearest.needed_images else f"{gain}.",
         )
     if all(candidate.word == INFERIOR for candidate in others):
         return f"Ship {name}: every compressed variant is inferior to it."
@@ -266,6 +289,11 @@ def _sentence(
     if slower:
         return f"Ship {name}: {listed(slower)} would be as good, but slower."
     return f"Ship {name}: no variant that is as good is smaller or faster."
+
+
+def _needed(candidate: Candidate) -> str:
+    needed = f"about {candidate.needed_images:,} images would settle it"
+    return f"{needed}, {candidate.assumption}" if candidate.assumption else needed
 
 
 def _gain(candidate: Candidate, reference: Candidate) -> str:

@@ -113,6 +113,7 @@ def _candidate(
         word=row.word or None,
         margin=margin,
         needed_images=row.needed_images,
+        difference=row.difference,
         is_reference=row.variant == BASELINE,
         is_stale=False,
         benchmark=benchmark,

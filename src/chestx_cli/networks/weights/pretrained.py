@@ -87,8 +87,8 @@ def _hub_folder() -> Path:
 def _download(url: str, path: Path, sha256_prefix: str) -> None:
     """Download a file completely or not at all; an unreachable host is reported before torch is imported."""
     remedy = (
-        f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE; without it, "
-        f"{again('--weights none')} trains from scratch"
+        f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE; or train from "
+        f"scratch: {again('--weights none')}"
     )
     host = urlparse(url).hostname or ""
     if not _answers(host):
