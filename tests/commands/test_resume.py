@@ -89,7 +89,7 @@ def test_an_averaged_and_scheduled_fit_goes_on_where_it_was_stopped(
     study, plain = whole
     refined = (
         *("--schedule", "cosine", "--warmup-epochs", "0.5", "--weight-decay", "0.05", "--ema", "0.9", "--mixup", "0.3"),
-        *("--label-smoothing", "0.1", "--freeze-epochs", "1", "--checkpoint-every", "2"),
+        *("--keep", "one-se", "--label-smoothing", "0.1", "--freeze-epochs", "1", "--checkpoint-every", "2"),
     )
     assert train(chestx, study, *refined, "--name", "refined").code == 0
     expected = json.loads(json.dumps(told(study, "refined")).replace("refined", "baseline"))

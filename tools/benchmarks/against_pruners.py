@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.commands.prune import prune
 from chestx_cli.core.files import write_atomic
 from chestx_cli.core.record import jsonable
-from chestx_cli.core.shared_options import CONSTANT
+from chestx_cli.core.shared_options import CONSTANT, LOWEST
 from chestx_cli.evaluation.statistics.outcome import Outcome, outcome_of
 from chestx_cli.networks.devices import move_back, reproducible
 from chestx_cli.networks.layers import count_macs
@@ -87,6 +87,7 @@ def of_chestx(bench: Bench, seed: int) -> nn.Module:
         distill=True,
         lr=RATE,
         schedule=CONSTANT,
+        keep=LOWEST,
         seed=seed,
         name=f"structured-{bench.amount * 100:g}-seed-{seed}",
     )

@@ -33,7 +33,7 @@ from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.machine import available_bytes, available_threads
 from chestx_cli.core.options import Opt, parse_counts, parse_names
 from chestx_cli.core.record import Answer, Options, jsonable
-from chestx_cli.core.shared_options import Force, Margin, Refinements, StudyDir, TrainRefinements
+from chestx_cli.core.shared_options import Force, Margin, Refinements, StudyDir
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.devices import resolve_device, resolve_precision
@@ -221,9 +221,9 @@ def _precision_anywhere(fit: PlannedFit) -> str:
     return "fp32" if fit.precision == "auto" else fit.precision
 
 
-def _require_possible_fit(kind: type[Refinements], options: Options, stage: Stage[..., Any]) -> None:
+def _require_possible_fit(options: Options, stage: Stage[..., Any]) -> None:
     epochs = options.get("epochs", stage.options["epochs"].parameter.default)
-    kind.of(options).require_possible(epochs)
+    Refinements.of(options).require_possible(epochs)
 
 
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
@@ -235,9 +235,9 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
         if fit.weights is not None:
             find_weights(fit.backbone, fit.weights, fetch=fetch)
             require_width(fit.backbone, fit.width)
-    _require_possible_fit(TrainRefinements, plan.options["train"], train)
+    _require_possible_fit(plan.options["train"], train)
     for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
-        _require_possible_fit(Refinements, step.options, distill)
+        _require_possible_fit(step.options, distill)
     if ray is not None:
         ray_cluster.require_ray()
         return

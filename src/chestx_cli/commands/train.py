@@ -24,10 +24,10 @@ from chestx_cli.core.shared_options import (
     ImageSize,
     LearningRate,
     Precision,
+    Refinements,
     Restart,
     Seed,
     StudyDir,
-    TrainRefinements,
 )
 from chestx_cli.data.likeness.stored import keep_training_images
 from chestx_cli.data.value_range import found_value_bits, preprocessing_of
@@ -91,7 +91,7 @@ OptionalData = Annotated[
 
 
 def _require_possible_fit(options: Options) -> None:
-    TrainRefinements.of(options).require_possible(options["epochs"])
+    Refinements.of(options).require_possible(options["epochs"])
     if options["ema"] and options["sync_batchnorm"]:
         raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
 
@@ -121,7 +121,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
-    refinements: Annotated[TrainRefinements, FIELDS],
+    refinements: Annotated[Refinements, FIELDS],
     seed: Seed = 42,
     processes: Annotated[
         int,
@@ -201,7 +201,6 @@ def train(
                     compiled=compile,
                     seed=seed,
                     refinements=refinements,
-                    freeze_epochs=refinements.freeze_epochs,
                 )
                 record = _trained(run, target, variant, recipe, initial, size, ranks, shuffle_buffer)
             elif ranks.is_first:

@@ -59,6 +59,11 @@ Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and stud
 TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
 FeatureWeight = Annotated[float, Opt(help="Weight of the teacher's last feature map.", minimum=0, panel=TRAINING)]
 CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
+LOWEST, ONE_SE = "lowest", "one-se"
+Keep = Annotated[
+    str,
+    Opt(help="Epoch kept: lowest loss, or latest within its error.", choices=(LOWEST, ONE_SE), panel=TRAINING),
+]
 Schedule = Annotated[
     str,
     Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
@@ -73,6 +78,7 @@ class Refinements:
     """
 
     schedule: Schedule = CONSTANT
+    keep: Keep = LOWEST
     warmup_epochs: Annotated[
         float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
     ] = 0.0
@@ -85,6 +91,7 @@ class Refinements:
     early_stop: Annotated[
         int | None, Opt(help="Stop after N epochs without a lower loss.", minimum=1, panel=TRAINING)
     ] = None
+    freeze_epochs: Annotated[int, Opt(help="First epochs, which train the head alone.", minimum=0, panel=TRAINING)] = 0
     label_smoothing: Annotated[
         float, Opt(help="Share of the target given to both classes.", minimum=0, maximum=0.5, panel=TRAINING)
     ] = 0.0
@@ -106,17 +113,6 @@ class Refinements:
                 option="warmup_epochs",
             )
         _require_shorter("--warmup-epochs", self.warmup_epochs, epochs, flag_of_epochs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRefinements(Refinements):
-    """The refinements of `train`: those of any fit, and those of a network whose head is new."""
-
-    freeze_epochs: Annotated[int, Opt(help="First epochs, which train the head alone.", minimum=0, panel=TRAINING)] = 0
-
-    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
-        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
-        super().require_possible(epochs, flag_of_epochs)
         _require_shorter("--freeze-epochs", self.freeze_epochs, epochs, flag_of_epochs)
 
 

@@ -32,8 +32,10 @@ class FitState:
     history: list[EpochRow]
     # Exponential moving averages of the parameters, in their order; None without averaging.
     average: list[torch.Tensor] | None = None
-    best_loss: float = math.inf
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    lowest_loss: float = math.inf
+    # Losses [N] of the validation images in the epoch of the lowest loss, if the choice of the epoch uses them.
+    lowest_losses: torch.Tensor | None = None
+    kept_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     # Progress: finished epochs, steps in the current epoch, and the logits and labels of these steps, on the device.
     epoch: int = 0
     step: int = 0
@@ -43,14 +45,16 @@ class FitState:
 
 
 def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
-    """Return a copy of a fit's state; for a finished fit, only the best weights and the history."""
-    tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
+    """Return a copy of a fit's state; for a finished fit, only the kept weights and the history."""
+    tensors = {f"kept/{name}": value for name, value in state.kept_weights.items()}
     if not finished:
         tensors |= {f"network/{name}": value for name, value in cpu_copy(state.network.state_dict()).items()}
         for index, slots in state.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in cpu_copy(slots).items()}
         for index, value in enumerate(state.average or ()):
             tensors |= {f"average/{index}": value for value in cpu_copy({"": value}).values()}
+        if state.lowest_losses is not None:
+            tensors["lowest/losses"] = state.lowest_losses
         if state.step:
             import torch
 
@@ -60,7 +64,7 @@ def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
             }
     progress = Progress(
         history=tuple(state.history),
-        best_loss=state.best_loss if math.isfinite(state.best_loss) else None,
+        lowest_loss=state.lowest_loss if math.isfinite(state.lowest_loss) else None,
         epoch=state.epoch,
         step=state.step,
         epoch_s=state.epoch_s,
@@ -73,7 +77,8 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     """Restore a fit from a snapshot."""
     import torch
 
-    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "average": {}, "seen": {}}
+    names = ("kept", "lowest", "network", "optimizer", "average", "seen")
+    parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
     for key, tensor in snapshot.tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
@@ -92,10 +97,11 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     for number, tensor in parts["average"].items():
         assert state.average is not None  # noqa: S101 - the checkpoint is of the same options
         state.average[int(number)].copy_(tensor)
-    state.best_weights = parts["best"]
+    state.kept_weights = parts["kept"]
+    state.lowest_losses = parts["lowest"].get("losses")
     progress = snapshot.progress
     state.history = list(progress.history)
-    state.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+    state.lowest_loss = math.inf if progress.lowest_loss is None else progress.lowest_loss
     state.epoch, state.step, state.epoch_s = progress.epoch, progress.step, progress.epoch_s
     if parts["seen"]:
         device = next(state.network.parameters()).device

@@ -25,8 +25,6 @@ class Recipe:
     compiled: bool
     seed: int
     refinements: Refinements = STUDYS
-    # The first epochs, in which the head alone is trained.
-    freeze_epochs: int = 0
 
 
 def rate_factor(refinements: Refinements, step: int, *, of: int, per_epoch: int) -> float:

@@ -14,7 +14,7 @@ from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.printable import counted
 from chestx_cli.core.record import changed_options
-from chestx_cli.core.shared_options import STUDYS
+from chestx_cli.core.shared_options import ONE_SE, STUDYS
 from chestx_cli.core.signals import Interrupted, deferred
 from chestx_cli.evaluation.statistics.metrics import measure_epoch
 from chestx_cli.networks.augmentation import augment, draw_augmentation, normalise
@@ -29,6 +29,7 @@ from chestx_cli.networks.devices import (
     resolve_precision,
     return_freed_memory,
 )
+from chestx_cli.networks.epoch_choice import is_within_one_error, losses_of_images
 from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
 from chestx_cli.networks.fit_state import FitState, cpu_copy, restore, snapshot_of
 from chestx_cli.networks.losses import LOSSES, smoothed
@@ -71,7 +72,6 @@ def recipe_of(
     compiled: bool,
     seed: int,
     refinements: Refinements = STUDYS,
-    freeze_epochs: int = 0,
 ) -> Recipe:
     """Return a recipe from these options, with device and precision resolved for this machine."""
     device = resolve_device(device)
@@ -86,7 +86,6 @@ def recipe_of(
         compiled=compiled,
         seed=seed,
         refinements=refinements,
-        freeze_epochs=freeze_epochs,
     )
 
 
@@ -101,7 +100,7 @@ def fit(
     ranks: Ranks = ALONE,
     continues: bool = False,
 ) -> list[EpochRow]:
-    """Fit a network in place; leaves it on the CPU with the weights of the epoch with the lowest validation loss.
+    """Fit a network in place; leaves it on the CPU with the weights of the epoch that is kept (`Refinements.keep`).
 
     With averaging (`Refinements.ema`) these are the averaged weights, with BatchNorm statistics estimated for them.
 
@@ -152,7 +151,7 @@ def fit(
 
         advance(state.epoch + state.step / n_batches)
         while not _is_over(state, recipe):
-            if state.epoch == recipe.freeze_epochs and not state.step:
+            if state.epoch == recipe.refinements.freeze_epochs and not state.step:
                 # What is frozen is fixed when the network is wrapped or compiled.
                 state.forward = _forward(state, recipe)
             for _ in _train_epoch(state, data, recipe, weight, batch, mix_loss):
@@ -171,10 +170,9 @@ def fit(
             f"{stage}: stopped after epoch {state.epoch} of {recipe.epochs}: no lower validation loss for "
             f"{recipe.refinements.early_stop}"
         )
-    network.load_state_dict(state.best_weights)
+    network.load_state_dict(state.kept_weights)
     move_back(network).eval()
-    best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
-    return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
+    return state.history
 
 
 def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
@@ -215,7 +213,7 @@ def _is_over(state: FitState, recipe: Recipe) -> bool:
 
 
 def _is_frozen(state: FitState, recipe: Recipe) -> bool:
-    return state.epoch < recipe.freeze_epochs
+    return state.epoch < recipe.refinements.freeze_epochs
 
 
 def _mixed_loss(network: nn.Module, data: FitData) -> AbstractContextManager[LossHook | None]:
@@ -232,7 +230,7 @@ def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.
     from torch.nn.parallel import DistributedDataParallel
 
     network = forward = state.network
-    if recipe.freeze_epochs:
+    if recipe.refinements.freeze_epochs:
         network.requires_grad_(not _is_frozen(state, recipe))
         network.get_submodule(head_of(network)).requires_grad_(requires_grad=True)
     if state.ranks.n > 1:
@@ -412,7 +410,7 @@ def _own_images(
 
 
 def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, stage: str) -> None:
-    """Validate, keep the weights if they are the best so far, and append the epoch's row; raises ChestxError."""
+    """Validate, keep the weights if they are to be kept so far, and append the epoch's row; raises ChestxError."""
     import torch
 
     started_s = time.perf_counter() - state.epoch_s
@@ -439,9 +437,17 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
             f"{stage} diverged in epoch {state.epoch}: the loss is no longer finite",
             f"lower --lr, or use --precision fp32; {RESTART}",
         )
-    if val_loss < state.best_loss:
-        state.best_loss = val_loss
-        state.best_weights = validated or cpu_copy(state.network.state_dict())
+    is_lowest = is_kept = val_loss < state.lowest_loss
+    losses = None
+    if recipe.refinements.keep == ONE_SE:
+        losses = losses_of_images(loss_of, val_logits, val_labels, cpu_weight)
+        if state.lowest_losses is not None and not is_lowest:
+            is_kept = is_within_one_error(losses, state.lowest_losses, data.split.groups[val_rows])
+    if is_lowest:
+        state.lowest_loss, state.lowest_losses = val_loss, losses
+    if is_kept:
+        state.kept_weights = validated or cpu_copy(state.network.state_dict())
+        state.history = [dataclasses.replace(row, kept=False) for row in state.history]
     positive = data.split.positive
     train, val = (
         measure_epoch(_positives(labels, positive), positive_probability(logits, positive))
@@ -457,7 +463,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
             val_loss=val_loss,
             val=val,
             duration_s=round(state.epoch_s, 2),
-            kept=False,
+            kept=is_kept,
         )
     )
     state.epoch_s = 0.0

@@ -52,6 +52,11 @@ STATISTICS_NOTES: Mapping[Statistics, str] = {
 METRIC_NAMES = {"accuracy": "acc", "f1": "F1", "auroc": "AUROC", "average_precision": "AP"}
 
 
+# Losses for which an epoch is kept, as parts of a sentence.
+LOWEST_LOSS = "the lowest validation loss"
+NEAR_LOWEST_LOSS = "a validation loss within one standard error of the lowest"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
     """One epoch: mean losses, and every registered metric by name, None if undefined.
@@ -84,6 +89,13 @@ class Training:
     best_epoch: int = col("Best epoch")
     best_val_loss: float = col("Its validation loss", ".4f")
     epochs: tuple[EpochRow, ...]
+
+    @property
+    def kept_loss(self) -> str:
+        """Return the loss for which the epoch was kept, as part of a sentence."""
+        (kept,) = [row for row in self.epochs if row.kept][-1:]
+        lowest = min(row.val_loss for row in self.epochs if row.stage == kept.stage)
+        return LOWEST_LOSS if kept.val_loss == lowest else NEAR_LOWEST_LOSS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from chestx_cli.records.variant import EpochRow
 if TYPE_CHECKING:
     import torch
 
-VERSION = 2
+VERSION = 3
 RESTART = "--restart starts over"
 SUFFIX = ".safetensors"
 
@@ -29,11 +29,11 @@ SUFFIX = ".safetensors"
 class Progress:
     """How far a fit is: finished epochs, steps in the current one and their seconds, and where it began.
 
-    `best_loss` is the lowest validation loss, None before the first epoch ends.
+    `lowest_loss` is of validation, None before the first epoch ends.
     """
 
     history: tuple[EpochRow, ...]
-    best_loss: float | None
+    lowest_loss: float | None
     epoch: int
     step: int
     epoch_s: float

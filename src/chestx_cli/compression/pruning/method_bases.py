@@ -17,12 +17,14 @@ from chestx_cli.core.errors import UsageError
 from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.shared_options import (
     COSINE,
+    ONE_SE,
     TEACHER_WEIGHT,
     TEMPERATURE,
     BatchSize,
     Compile,
     Device,
     FeatureWeight,
+    Keep,
     LearningRate,
     Precision,
     Refinements,
@@ -266,6 +268,7 @@ class ChannelsMethod(PruningMethod):
     distill: Distill = True
     lr: LearningRate = 3e-4
     schedule: Schedule = COSINE
+    keep: Keep = ONE_SE
     criterion: CriterionName = None
     round_to: RoundTo = ROUND_TO
     floor: Floor = FLOOR

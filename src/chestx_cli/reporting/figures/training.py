@@ -89,7 +89,7 @@ def training_curves(study: StudyResults) -> Figure | None:
     labels = ["training (augmented, dropout on)", "validation"]
     if kept_epoch is not None:
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.4))
-        labels.append(f"kept: epoch {kept_epoch}, lowest validation loss")
+        labels.append(f"kept: epoch {kept_epoch}, {trained.training.kept_loss}")
     add_legend(legend_axes, handles, labels, loc="center left", ncols=3, borderaxespad=0, handlelength=3.5)
     return fig
 

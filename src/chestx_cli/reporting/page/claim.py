@@ -114,7 +114,7 @@ def _model_items(results: StudyResults) -> list[Item]:
                 f"augmentation and "
                 f"every epoch under Training of the baseline. Command: {record.stamp.command}.",
             ),
-            (26, "Selection of the final model", f"Epoch {training.best_epoch}, of the lowest validation loss."),
+            (26, "Selection of the final model", f"Epoch {training.best_epoch}, of {training.kept_loss}."),
         ]
     return items
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.options import declared_fields
 from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import NOT_A_DEVICE, Options
-from chestx_cli.core.shared_options import TrainRefinements
+from chestx_cli.core.shared_options import Refinements
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
 from chestx_cli.records.preprocessing import RESIZED
@@ -55,7 +55,7 @@ def _models(results: StudyResults) -> str:
         f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
         f"{input_text(record.preprocessing)}.",
         f"It was {initialised(training)} and trained for {counted(len(training.epochs), 'epoch')}; epoch "
-        f"{training.best_epoch}, of the lowest validation loss, was kept."
+        f"{training.best_epoch}, of {training.kept_loss}, was kept."
         if training
         else "",
         refined(record.options) if training else "",
@@ -74,6 +74,7 @@ def input_text(preprocessing: Preprocessing) -> str:
 # Refinements of a fit in words, where these are not the option's name and value.
 REFINED = {
     "schedule": "a learning rate by schedule {}",
+    "keep": "its epoch chosen by rule {}",
     "warmup_epochs": "a warm-up of {:g} epochs",
     "ema": "weights averaged with decay {:g}",
     "early_stop": "an end after {} epochs without a lower loss",
@@ -86,7 +87,7 @@ def refined(options: Options) -> str:
     """Return a sentence on what a fit adds to the original recipe; empty if nothing."""
     parts = [
         REFINED.get(name, f"{name.replace('_', ' ')} {{}}").format(options[name])
-        for name, declared in declared_fields(TrainRefinements).items()
+        for name, declared in declared_fields(Refinements).items()
         if options.get(name) not in (None, declared.parameter.default)
     ]
     return f"The fit had {', '.join(parts)}." if parts else ""

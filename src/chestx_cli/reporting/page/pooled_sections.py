@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph
+from chestx_cli.core.shared_options import LOWEST
 from chestx_cli.evaluation.endpoints import ACCURACY, endpoint_of
+from chestx_cli.records.variant import LOWEST_LOSS, NEAR_LOWEST_LOSS
 from chestx_cli.reporting.page.blocks import (
     UNFOLDED_ROWS,
     Block,
@@ -214,9 +216,10 @@ def _models(pooled: PooledResults) -> str:
         f"The classifier is a {own.backbone} with {own.parameters:,} parameters on {input_text(own.preprocessing)}."
     ]
     if own.training:
+        kept_loss = LOWEST_LOSS if own.options.get("keep", LOWEST) == LOWEST else NEAR_LOWEST_LOSS
         sentences.append(
             f"It was {initialised(own.training)} and trained {trainings} times, once per fold and seed; of each "
-            "training the epoch of the lowest validation loss was kept."
+            f"training an epoch of {kept_loss} was kept."
         )
     if variants := pooled.plan.content.variants:
         compressed = ", ".join(f"{variant.name} ({_methods_of(variant.steps)})" for variant in variants)

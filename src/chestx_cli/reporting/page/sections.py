@@ -140,9 +140,7 @@ def _training(results: StudyResults, drawn: Drawn) -> list[Block]:
     record, training = results.baseline.record, results.baseline.record.training
     recipe = [(name.replace("_", " "), str(value)) for name, value in record.options.items()]
     return [
-        Text(
-            text=f"Epoch {training.best_epoch} of {len(training.epochs)} was kept: it has the lowest validation loss."
-        ),
+        Text(text=f"Epoch {training.best_epoch} of {len(training.epochs)} was kept: it has {training.kept_loss}."),
         pairs_table(
             "Recipe of the baseline",
             [*recipe, ("device used", training.device), ("precision used", training.precision)],
