@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from chestx_cli.networks import training
-from chestx_cli.networks.epoch_choice import is_within_one_error, losses_of_images
-from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.losses import LOSSES, losses_of_images
+from chestx_cli.networks.recipe import is_within_one_error
 from chestx_cli.networks.training_data import predict_logits
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import LOWEST_LOSS, NEAR_LOWEST_LOSS

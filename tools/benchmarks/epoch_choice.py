@@ -24,8 +24,8 @@ import torch
 
 from chestx_cli.commands.prune import prune
 from chestx_cli.networks import training
-from chestx_cli.networks.epoch_choice import is_within_one_error, losses_of_images
-from chestx_cli.networks.losses import cross_entropy
+from chestx_cli.networks.losses import cross_entropy, losses_of_images
+from chestx_cli.networks.recipe import is_within_one_error
 from chestx_cli.networks.training_data import predict_logits
 from chestx_cli.store.directory import Study
 from tools.harness.documents import insert

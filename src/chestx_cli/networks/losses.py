@@ -41,6 +41,22 @@ def smoothed(
     return (1 - share) * loss + share / n_classes * spread
 
 
+def losses_of_images(
+    loss_of: Loss, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the share [N] of each image in a loss; for a mean weighted by class, their mean is the loss.
+
+    logits: [N, C]; labels: [N]; weight: class weights [C] or None.
+    """
+    import torch
+
+    alone = torch.stack([loss_of(logits[i : i + 1], labels[i : i + 1], weight) for i in range(len(labels))]).double()
+    if weight is None:
+        return alone
+    weights = weight[labels].double()
+    return alone * weights / weights.mean()
+
+
 @LOSSES.register("focal")
 def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """Return the mean focal loss with gamma 2 (Lin et al., ICCV 2017).

@@ -1,11 +1,17 @@
-"""Settings of a fit: learning rate over its steps, regularisation, averaging, and when it ends."""
+"""Settings of a fit: learning rate over its steps, regularisation, averaging, when it ends, and the epoch it keeps."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
 
 # The one-cycle policy: share of steps with a rising rate; first and last rate as fractions of the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
@@ -52,3 +58,23 @@ def _between(start: float, end: float, share: float) -> float:
 def averaging_decay(ema: float, step: int) -> float:
     """Return the weight of the previous average after `step` steps; smaller at first, when it covers few steps."""
     return min(ema, (1 + step) / (10 + step))
+
+
+def is_within_one_error(losses: torch.Tensor, lowest: torch.Tensor, patients: npt.NDArray[np.str_]) -> bool:
+    """Return whether an epoch's loss exceeds the lowest by at most one standard error of the difference.
+
+    losses and lowest: of the same images [N] in this epoch and in that of the lowest loss; patients: [N]. The images of
+    a patient count as one observation. False with fewer than two patients. A later epoch within the error is the rule
+    of Breiman et al. (Classification and Regression Trees, 1984, section 3.4.3), with later epochs for smaller trees:
+    their learning rate has fallen further.
+    """
+    import numpy as np
+
+    difference = (losses - lowest).numpy()
+    _, patient = np.unique(patients, return_inverse=True)
+    residuals = np.bincount(patient, difference - difference.mean())
+    n_patients = len(residuals)
+    if n_patients < 2:
+        return False
+    error = math.sqrt(n_patients / (n_patients - 1) * float((residuals**2).sum())) / len(difference)
+    return float(difference.mean()) <= error

@@ -29,15 +29,14 @@ from chestx_cli.networks.devices import (
     resolve_precision,
     return_freed_memory,
 )
-from chestx_cli.networks.epoch_choice import is_within_one_error, losses_of_images
 from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
 from chestx_cli.networks.fit_state import FitState, cpu_copy, restore, snapshot_of
-from chestx_cli.networks.losses import LOSSES, smoothed
+from chestx_cli.networks.losses import LOSSES, losses_of_images, smoothed
 from chestx_cli.networks.memory import gradients_kept_in_place
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.recipe import Recipe, averaging_decay, rate_factor
+from chestx_cli.networks.recipe import Recipe, averaging_decay, is_within_one_error, rate_factor
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.store.checkpoints import RESTART, Checkpoints
