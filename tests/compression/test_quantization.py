@@ -148,13 +148,15 @@ def test_slower_kernels_are_requested_only_where_sums_of_8_bits_could_saturate(
             given.append(options.get_session_config_entry("session.x64quantprecision"))
         except RuntimeError:
             given.append(None)
-        return SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x")])
+        inputs, outputs = [SimpleNamespace(name="x", shape=["n", 3, 32, 32])], [SimpleNamespace(shape=["n", 2])]
+        return SimpleNamespace(get_inputs=lambda: inputs, get_outputs=lambda: outputs)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(runtimes, "has_exact_products", lambda: is_exact)
     monkeypatch.setattr(chestx_bundle, "has_vnni", lambda: is_exact)
     runtimes.onnx_session(b"", threads=1)
-    chestx_bundle.open_model(b"", threads=1)
+    described: Any = {"labels": ["A", "B"], "preprocessing": {"image_size_px": 32}}
+    chestx_bundle.open_model(b"", described, threads=1)
     assert given == [None if is_exact else "1"] * 2
 
 

@@ -48,6 +48,7 @@ def drawn(kind: type[Any]) -> st.SearchStrategy[Any]:
     }
     if kind is VariantRecord:
         known |= {"kind": st.just("torch"), "model_file": st.just(MODEL_FILES["torch"])}
+        known |= {"classes": st.just(("A", "B")), "positive": st.sampled_from(["A", "B"])}
         known |= {"threshold": st.floats(0, 1), "temperature": st.floats(0.1, 10)}
     return st.builds(kind, **known)
 

@@ -253,11 +253,12 @@ def test_json_is_strict(tmp_path: Path, content: str | bytes) -> None:
         ),
         ("preprocessing", {"image_size_px": 10**9}, "damaged at preprocessing"),
         ("model_file", "../../../../etc/passwd", "damaged at model_file"),
-        ("model_file", "model.onnx", "damaged at"),
-        ("threshold", 7, "damaged at"),
-        ("temperature", 0, "damaged at"),
+        ("model_file", "model.onnx", "is damaged: a torch variant whose file is model.onnx"),
+        ("threshold", 7, "is damaged: a threshold of 7.0"),
+        ("temperature", 0, "is damaged: a temperature of 0.0"),
+        ("positive", "A", "is damaged: the classes NORMAL, PNEUMONIA, of which A is positive"),
         ("backbone", "strange", "unknown backbone"),
-        ("classes", ["A", "B"], "has other classes"),
+        ("classes", ["A", "PNEUMONIA"], "has other classes"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused(study: Path, key: str, value: object, said: str) -> None:

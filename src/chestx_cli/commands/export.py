@@ -65,8 +65,8 @@ def export(
     The script predicts and times the model with numpy, Pillow and onnxruntime alone; with --zstd the model is
     compressed, and is unpacked in memory when the script runs. It is run once here, on validation
     images drawn by the seed, and must give the variant's probabilities. The bundle holds hashes, no paths and no
-    images. Its model.json has the test result. A variant that is inferior on the test images is exported only with
-    --anyway.
+    images. Its model.json has the test result and the model's stamps, such as UNPROVEN. A variant that is inferior on
+    the test images is exported only with --anyway.
     """
     target = open_study(study)
     split = target.read_split()

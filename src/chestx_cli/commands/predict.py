@@ -26,6 +26,7 @@ from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
 from chestx_cli.records.variant import BASELINE, FIXED
 from chestx_cli.reporting.prediction_answer import SHOWN_PREDICTIONS, of_predictions
+from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 
 # Limit for predictions kept in the record if they are not written to a file.
 MAX_KEPT = 100_000
+WITHOUT_CAVEATS = (
+    "This bundle was made by an earlier chestx and does not say whether its model was UNPROVEN or STALE: export the "
+    "variant again."
+)
 
 
 def _require_compatible(options: Options) -> None:
@@ -206,9 +211,10 @@ class Pictures:
 
 
 def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]:
-    predictor = predictor_of_bundle(folder)
+    predictor, caveats = predictor_of_bundle(folder)
     run.uses(f"bundle/{Path(predictor.file.path).name}", predictor.sha256)
-    return predictor, "it is the bundle's", ()
+    run.stamped(stamps_of(caveats or ()))
+    return predictor, "it is the bundle's", (WITHOUT_CAVEATS,) if caveats is None else caveats
 
 
 def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str, tuple[str, ...]]:

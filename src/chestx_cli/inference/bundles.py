@@ -19,12 +19,13 @@ from chestx_cli.core.files import read_json, sha256_of, storage_error, write_ato
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
 from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.inference.speedups import cost_row, variant_sizes
+from chestx_cli.networks.weights.safe_readers import MAX_MODEL_BYTES
 from chestx_cli.networks.weights.zstd import SUFFIX, compressed
 from chestx_cli.records.benchmark import CostRow
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS, Preprocessing
-from chestx_cli.records.variant import OperatingPoint
-from chestx_cli.store.documents import other_version
-from chestx_cli.store.lineage import ancestry, with_ancestors
+from chestx_cli.records.variant import OperatingPoint, require_decision
+from chestx_cli.store.documents import damage_of, other_version
+from chestx_cli.store.lineage import ancestry, stored_caveats, with_ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,9 @@ SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
 MODEL_FILE, DESCRIPTION_FILE = "model.onnx", "model.json"
 SCHEMA = "chestx.bundle/1"
 DEVICE_RUNTIME = "onnxruntime"
+# Of the preprocessing; their defaults are for new models. The others are absent from older bundles.
+ALWAYS_STATED = ("version", "image_size_px", "mean", "std")
+COPY_AGAIN = "copy the whole bundle again"
 # Tolerance of a probability: export and fusion reorder FP32 sums, and a logit may differ by 1e-4 of the largest.
 TOLERANCE = 1e-4
 
@@ -48,6 +52,13 @@ class BundledModel:
     file: str
     sha256: str
     size_bytes: int
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for another name than a bundle's model has, or an impossible size."""
+        if self.file not in (MODEL_FILE, f"{MODEL_FILE}{SUFFIX}"):
+            raise ValueError(f"a model file of the name {self.file!r}")
+        if not 0 < self.size_bytes <= MAX_MODEL_BYTES:
+            raise ValueError(f"a model of {self.size_bytes} bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +114,12 @@ class BundleDescription:
     test: TestResult | None
     # Copied by the script into its benchmark record, with memory values filled in on the device.
     cost: CostRow
+    # The data warnings of the model, each sentence with its stamp; None in older bundles, which do not record them.
+    caveats: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for invalid values."""
+        require_decision(self.labels, self.positive, self.threshold, self.temperature)
 
     def to_json(self) -> str:
         """Return the description as a JSON document that begins with its schema."""
@@ -174,6 +191,7 @@ def bundle_of(
         calibration_sha256=record.calibration_sha256,
         test=_test_result(evaluation) if evaluation else None,
         cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, [], received_bytes(carried_bytes)),
+        caveats=stored_caveats(study, [record]),
     )
     return Bundle(description=description, model=model if packed is None else packed)
 
@@ -188,7 +206,6 @@ def read_bundle(folder: Path) -> BundleDescription:
     from pydantic import TypeAdapter, ValidationError
 
     path = folder / DESCRIPTION_FILE
-    again = "copy the whole bundle again"
     try:
         document = read_json(path)
     except FileNotFoundError as error:
@@ -198,19 +215,19 @@ def read_bundle(folder: Path) -> BundleDescription:
     except OSError as error:
         raise storage_error(error, path) from error
     except ValueError as error:
-        raise IntegrityError(f"{path} is not JSON: {error}", again) from error
+        raise IntegrityError(f"{path} is not JSON: {error}", COPY_AGAIN) from error
     if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
-        raise IntegrityError(f"{path} is no {SCHEMA} description", again)
+        raise IntegrityError(f"{path} is no {SCHEMA} description", COPY_AGAIN)
     try:
-        description: BundleDescription = TypeAdapter(BundleDescription).validate_python(document)
+        # As JSON, of which the strict rules take lists for tuples; no text is taken for a number, as in the script.
+        content = json.dumps(document)
+        description: BundleDescription = TypeAdapter(BundleDescription).validate_json(content, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", again) from error
+        raise IntegrityError(f"{path} is damaged{damage_of(error)}", COPY_AGAIN) from error
+    if missing := [name for name in ALWAYS_STATED if name not in document["preprocessing"]]:
+        raise IntegrityError(f"{path} is damaged at preprocessing.{missing[0]}: it is missing", COPY_AGAIN)
     if (version := description.preprocessing.version) not in READ_PREPROCESSING_VERSIONS:
         raise other_version(str(path), f"preprocessing {version}", newer=version > PREPROCESSING_VERSION)
-    if Path(description.model.file).name != description.model.file or description.positive not in description.labels:
-        raise IntegrityError(f"{path} is damaged at model.file or positive", again)
     return description
 
 

@@ -76,16 +76,23 @@ class Predictor:
         images: Iterable[T],
         decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
     ) -> Iterator[list[Prediction]]:
-        """Yield the predictions of images in order, batch by batch, in bounded memory."""
+        """Yield the predictions of images in order, batch by batch, in bounded memory.
+
+        Raises IntegrityError if the model computes no finite number, of which no class follows.
+        """
         for batch in predicted_batches(compute, self.preprocessing, images, decode):
             yield self._predictions_of(batch)
 
     def _predictions_of(self, batch: Batch) -> list[Prediction]:
+        import numpy as np
+
         by_row = {
             row: Prediction(row=row, probability=None, is_positive=None, problem=printable(refused.fact))
             for row, refused in batch.refused.items()
         }
         if batch.rows:
+            if not np.isfinite(batch.logits).all():
+                raise IntegrityError(f"{self.file.path} computes logits that are not finite", self.file.remedy)
             probability = probabilities_of(batch.logits)[:, self.classes.index(self.positive)]
             called = decide(probability, self.threshold)
             unlike = self._unlike(batch)
@@ -223,21 +230,29 @@ def predictor_of_variant(run: Run, study: Study, record: VariantRecord) -> Predi
     )
 
 
-def predictor_of_bundle(folder: Path) -> Predictor:
-    """Return a predictor for an exported bundle; raises IntegrityError if it was modified."""
+def predictor_of_bundle(folder: Path) -> tuple[Predictor, tuple[str, ...] | None]:
+    """Return a predictor for an exported bundle, and the caveats of its model, None if the bundle is too old for them.
+
+    Raises IntegrityError if the bundle was modified.
+    """
     # Imported here: `bundles` imports the evaluation, which prediction does not need.
-    from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
+    from chestx_cli.inference.bundles import COPY_AGAIN, DEVICE_RUNTIME, read_bundle
 
     description = read_bundle(folder)
     path = folder / description.model.file
-    remedy = "copy the whole bundle again"
     if path.suffix == SUFFIX:
-        _require_unpacked_hash(path, description.model.sha256, remedy)
+        _require_unpacked_hash(path, description.model.sha256, COPY_AGAIN)
     else:
-        require_hash(path, description.model.sha256, remedy)
-    return Predictor(
+        require_hash(path, description.model.sha256, COPY_AGAIN)
+    predictor = Predictor(
         name=description.variant,
-        file=Model(path=str(path), kind="onnx", backbone=description.backbone, n_classes=len(description.labels)),
+        file=Model(
+            path=str(path),
+            kind="onnx",
+            backbone=description.backbone,
+            n_classes=len(description.labels),
+            remedy=COPY_AGAIN,
+        ),
         sha256=description.model.sha256,
         runtime=DEVICE_RUNTIME,
         classes=description.labels,
@@ -249,6 +264,7 @@ def predictor_of_bundle(folder: Path) -> Predictor:
         batch_dependent=description.method == DYNAMIC,
         why_not_compared="a bundle has no statistics of them",
     )
+    return predictor, description.caveats
 
 
 def _require_unpacked_hash(path: Path, sha256: str, remedy: str) -> None:

@@ -50,6 +50,8 @@ class Model:
     kind: str
     backbone: str
     n_classes: int
+    # What to do about a file that is refused.
+    remedy: str = "make the variant again with --force"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,20 +175,20 @@ def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG
         raise storage_error(error, path) from error
     # ONNX Runtime's exception types have no common base.
     except Exception as error:
-        raise _refused(path, error) from error
+        raise _refused(model, error) from error
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         try:
             return bare(inputs)
         except Exception as error:
-            raise _refused(path, error) from error
+            raise _refused(model, error) from error
 
     return compute
 
 
-def _refused(path: Path, error: Exception) -> IntegrityError:
+def _refused(model: Model, error: Exception) -> IntegrityError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return IntegrityError(f"{path} is refused: {reason}", "make the variant again with --force")
+    return IntegrityError(f"{model.path} is refused: {reason}", model.remedy)
 
 
 def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered

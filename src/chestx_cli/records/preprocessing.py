@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,6 +22,8 @@ RESIZED: Mapping[str, str] = {
     CENTER_CROP: "cropped to its central square",
 }
 MAX_IMAGE_SIZE_PX = 4096
+# Range of a channel's mean and standard deviation, of values of 0 to 1: beyond it FP32 saturates.
+MIN_STD, MAX_STATISTIC = 1e-6, 1e6
 # Range of bits per grey value.
 MIN_VALUE_BITS, MAX_VALUE_BITS = 8, 16
 
@@ -62,7 +63,9 @@ class Preprocessing:
             raise ValueError("a window without a name")
         if self.resize not in RESIZED or (self.version < PREPROCESSING_VERSION and self.resize != SQUASH):
             raise ValueError(f"preprocessing {self.version} that resizes by {self.resize}")
-        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
+        if not all(abs(value) <= MAX_STATISTIC for value in self.mean) or not all(
+            MIN_STD <= value <= MAX_STATISTIC for value in self.std
+        ):
             raise ValueError("a mean or standard deviation that is no usable number")
 
     @property

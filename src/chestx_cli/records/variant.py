@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,6 +23,9 @@ DISTILLED = "distill"
 INT8_EVERYWHERE, SOME_IN_FP32 = "INT8 everywhere", "some layers in FP32"
 # The rule recorded for the default threshold.
 FIXED = "0.5"
+
+# Far beyond those that are fitted; FP32 logits divided by them stay finite.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 # What pruning did with BatchNorm statistics.
 Statistics = Literal["re-estimated", "not re-estimated", "no BatchNorm layers"]
@@ -266,6 +268,16 @@ class TemperatureFit:
     log_loss_after: float
 
 
+def require_decision(classes: Sequence[str], positive: str, threshold: float, temperature: float) -> None:
+    """Raise ValueError for values by which logits cannot become one of two classes."""
+    if len(set(classes)) != 2 or len(classes) != 2 or positive not in classes:
+        raise ValueError(f"the classes {', '.join(classes)}, of which {positive} is positive: not one of two")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"a threshold of {threshold}, which is not a probability")
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        raise ValueError(f"a temperature of {temperature}")
+
+
 def _metrics_by_name(row: Document) -> Document:
     fields = {name: value for name, value in row.items() if name in EpochRow.__dataclass_fields__}
     for part in ("train", "val"):
@@ -317,10 +329,7 @@ class VariantRecord(TabularRecord):
         """Raise ValueError for invalid values."""
         if self.model_file != MODEL_FILES[self.kind]:
             raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"a threshold of {self.threshold}, which is not a probability")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"a temperature of {self.temperature}")
+        require_decision(self.classes, self.positive, self.threshold, self.temperature)
 
     @classmethod
     def upgraded(cls, document: Document) -> Document:

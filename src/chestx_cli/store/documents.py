@@ -12,7 +12,7 @@ from chestx_cli.core.files import read_json, sha256_of, storage_error, write_ato
 from chestx_cli.core.record import Record
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 R = TypeVar("R", bound=Record)
 
@@ -53,10 +53,17 @@ def read_record(kind: type[R], path: Path) -> R:
     try:
         record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", REMAKE) from error
+        raise IntegrityError(f"{path} is damaged{damage_of(error)}", REMAKE) from error
     return record
+
+
+def damage_of(error: ValidationError) -> str:
+    """Return the first fault that a validation has found, and the field where it lies, to follow "is damaged"."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    # What a whole document's own check finds is of no field.
+    return f" at {where}: {reason}" if where else f": {reason}"
 
 
 def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:

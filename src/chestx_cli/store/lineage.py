@@ -145,11 +145,18 @@ def unproven_of(records: Iterable[VariantRecord], by_name: ByName, findings: Fin
     return tuple(dict.fromkeys(unproven))
 
 
+def stored_caveats(
+    study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the caveats of variants, as `caveats_of` does, by the records and test results of their study."""
+    return caveats_of(records, with_ancestors(study, records), _stored_findings(study, retested))
+
+
 def uses_models(
     run: Run, study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Add the stamps of the shown variants to a command's tables; return the caveats behind them."""
-    sentences = caveats_of(records, with_ancestors(study, records), _stored_findings(study, retested))
+    sentences = stored_caveats(study, records, retested=retested)
     run.stamped(stamps_of(sentences))
     return sentences
 

@@ -42,6 +42,8 @@ except ImportError as error:
 NOTICE = "Research software. Not a medical device."
 DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
 PREPROCESSING_VERSIONS = (2, 3, 4)
+LEGACY_VERSION, SQUASHING_VERSION = PREPROCESSING_VERSIONS[:2]
+COPY_AGAIN = "copy the whole bundle again"
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NAMES_OF_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES)
 KINDS_READ = ("image", "DICOM")
@@ -55,6 +57,15 @@ MIN_CALLS = 3
 NOISY_SPREAD = 1.5
 
 Array = np.ndarray[Any, Any]
+# What chestx takes for valid, too.
+MODEL_FILES, MAX_MODEL_BYTES = ("model.onnx", f"model.onnx{PACKED_SUFFIX}"), 2**31 - 1
+MAX_IMAGE_SIZE_PX = 4096
+MIN_STD, MAX_STATISTIC = 1e-6, 1e6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+MIN_VALUE_BITS, MAX_VALUE_BITS = 8, 16
+SQUASH = "squash"
+RESIZINGS = (SQUASH, "letterbox", "center-crop")
+
 # Network input [N, 3, H, W] to logits [N, classes].
 Compute = Callable[[Array], Array]
 
@@ -97,6 +108,8 @@ class Description(TypedDict):
     model: ModelFile
     # The row of the model's size in a benchmark record.
     cost: dict[str, object]
+    # Sentences, each with its stamp, such as that nothing shows that the model has learned anything.
+    caveats: list[str]
 
 
 class Decoding(TypedDict):
@@ -157,24 +170,109 @@ class UnreadableImageError(Exception):
 
 def read_description(folder: Path) -> Description:
     """Return the bundle's `model.json`; raises BundleError if it is missing, damaged or newer than this script."""
-    again = "copy the whole bundle again"
     path = folder / "model.json"
     try:
-        description: Description = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as error:
-        raise BundleError(f"cannot read {path.name}: {error.strerror}", again) from error
-    except ValueError as error:
-        raise BundleError(f"{path.name} is damaged: {error}", again) from error
-    if description.get("schema") != DESCRIPTION_SCHEMA:
-        raise BundleError(f"{path.name} is no {DESCRIPTION_SCHEMA} description", again)
-    if description["preprocessing"]["version"] not in PREPROCESSING_VERSIONS:
-        raise BundleError("this script is older than the model beside it", again)
+        raise BundleError(f"cannot read {path.name}: {error.strerror}", COPY_AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path.name} is damaged: {error}", COPY_AGAIN) from error
+    if not isinstance(document, dict) or document.get("schema") != DESCRIPTION_SCHEMA:
+        raise BundleError(f"{path.name} is no {DESCRIPTION_SCHEMA} description", COPY_AGAIN)
+    if fault := _fault(document):
+        raise BundleError(f"{path.name} is damaged at {fault}", COPY_AGAIN)
+    if document["preprocessing"]["version"] not in PREPROCESSING_VERSIONS:
+        raise BundleError("this script is older than the model beside it", COPY_AGAIN)
+    # Absent from older bundles.
+    document["caveats"] = document.get("caveats") or []
+    description: Description = document  # type: ignore[assignment]  # checked
     return description
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{text} is not a number")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number may be larger than any other.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _list_of(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(rule, value))
+
+
+def _three_within(least: float, most: float, value: Any) -> bool:
+    return _list_of(_is_number)(value) and len(value) == 3 and all(least <= number <= most for number in value)
+
+
+# The fields that this script uses, and what is valid in each.
+RULES: Mapping[str, Callable[[Any], bool]] = {
+    "made_by": _is_text,
+    "variant": _is_text,
+    "labels": lambda value: _list_of(_is_text)(value) and len(value) == len(set(value)) == 2,
+    "positive": _is_text,
+    "threshold": lambda value: _is_number(value) and 0 <= value <= 1,
+    "temperature": lambda value: _is_number(value) and MIN_TEMPERATURE <= value <= MAX_TEMPERATURE,
+    "preprocessing.version": _whole(1, 2**31),
+    "preprocessing.image_size_px": _whole(1, MAX_IMAGE_SIZE_PX),
+    "preprocessing.mean": lambda value: _three_within(-MAX_STATISTIC, MAX_STATISTIC, value),
+    "preprocessing.std": lambda value: _three_within(MIN_STD, MAX_STATISTIC, value),
+    "preprocessing.value_bits": _whole(MIN_VALUE_BITS, MAX_VALUE_BITS),
+    "preprocessing.resize": lambda value: value in RESIZINGS,
+    "preprocessing.window": lambda value: value is None or (_is_text(value) and bool(value.strip())),
+    "preprocessing.lateral": lambda value: value is None or isinstance(value, bool),
+    "model.file": lambda value: value in MODEL_FILES,
+    "model.sha256": _is_text,
+    "model.size_bytes": _whole(1, MAX_MODEL_BYTES),
+    "cost.model_sha256": _is_text,
+    "caveats": lambda value: value is None or _list_of(_is_text)(value),
+}
+# Older descriptions lack them.
+ADDED = ("caveats", *(f"preprocessing.{name}" for name in ("value_bits", "resize", "window", "lateral")))
+
+
+def _fault(document: Any) -> str:
+    """Return the first field that is missing or not valid, with its value; empty if there is none."""
+    for name, is_valid in RULES.items():
+        value: Any = document
+        *above, last = name.split(".")
+        for part in above:
+            value = value.get(part)
+            if not isinstance(value, dict):
+                return f"{part}: {_shown(value)}"
+        if last in value and not is_valid(value[last]):
+            return f"{name}: {_shown(value[last])}"
+        if last not in value and name not in ADDED:
+            return f"{name}: it is missing"
+    if document["positive"] not in document["labels"]:
+        return f"positive: {_shown(document['positive'])} is none of the labels"
+    preprocessing = document["preprocessing"]
+    version, bits = preprocessing["version"], preprocessing.get("value_bits", MAX_VALUE_BITS)
+    if version <= LEGACY_VERSION and bits != MAX_VALUE_BITS:
+        return f"preprocessing.value_bits: {bits} in version {version}"
+    if version <= SQUASHING_VERSION and (resize := preprocessing.get("resize", SQUASH)) != SQUASH:
+        return f"preprocessing.resize: {resize} in version {version}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:60]
 
 
 def checked_model(folder: Path, description: Description) -> Path | bytes:
     """Return the model file, or its content where it is compressed, after checking the hash; raises BundleError."""
-    again = "copy the whole bundle again"
     model = folder / description["model"]["file"]
     digest = hashlib.sha256()
     unpacked = None
@@ -187,11 +285,11 @@ def checked_model(folder: Path, description: Description) -> Path | bytes:
                 while block := file.read(2**20):
                     digest.update(block)
     except OSError as error:
-        raise BundleError(f"cannot read {model.name}: {error.strerror}", again) from error
+        raise BundleError(f"cannot read {model.name}: {error.strerror}", COPY_AGAIN) from error
     except (ValueError, EOFError) as error:
-        raise BundleError(f"{model.name} is damaged: {error}", again) from error
+        raise BundleError(f"{model.name} is damaged: {error}", COPY_AGAIN) from error
     if digest.hexdigest() != description["model"]["sha256"]:
-        raise BundleError(f"{model.name} was changed since it was made (sha256 differs from model.json)", again)
+        raise BundleError(f"{model.name} was changed since it was made (sha256 differs from model.json)", COPY_AGAIN)
     return model if unpacked is None else unpacked
 
 
@@ -220,9 +318,9 @@ def decoding(description: Description) -> Decoding:
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
-        "value_bits": preprocessing.get("value_bits", 16),
-        "legacy": preprocessing["version"] == 2,
-        "resize": preprocessing.get("resize", "squash"),
+        "value_bits": preprocessing.get("value_bits", MAX_VALUE_BITS),
+        "legacy": preprocessing["version"] == LEGACY_VERSION,
+        "resize": preprocessing.get("resize", SQUASH),
         "window": preprocessing.get("window"),
         "lateral": bool(preprocessing.get("lateral")),
     }
@@ -231,10 +329,10 @@ def decoding(description: Description) -> Decoding:
 def grey_pixels(
     path: Path,
     side_px: int,
-    value_bits: int = 16,
+    value_bits: int = MAX_VALUE_BITS,
     *,
     legacy: bool = False,
-    resize: str = "squash",
+    resize: str = SQUASH,
     window: str | None = None,
     lateral: bool = False,
     doubts: list[str] | None = None,
@@ -276,7 +374,7 @@ def image_reader() -> ModuleType:
     path = Path(__file__).resolve().with_name(READER)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.exists():
-        raise BundleError(f"cannot read {READER}: it is not beside this script", "copy the whole bundle again")
+        raise BundleError(f"cannot read {READER}: it is not beside this script", COPY_AGAIN)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
@@ -311,8 +409,11 @@ def has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def open_model(model: Path | bytes, threads: int) -> Compute:
-    """Open an ONNX file or its content in ONNX Runtime on the CPU; return it as a function; raises BundleError."""
+def open_model(model: Path | bytes, description: Description, threads: int) -> Compute:
+    """Open an ONNX file or its content in ONNX Runtime on the CPU; return it as a function.
+
+    Raises BundleError if the runtime refuses it, or it takes other images or has other classes than described.
+    """
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -332,7 +433,14 @@ def open_model(model: Path | bytes, threads: int) -> Compute:
         raise BundleError(
             f"onnxruntime {onnxruntime.__version__} cannot open the model: {reason}", "install a newer onnxruntime"
         ) from error
-    (source,) = session.get_inputs()
+    (source,), (target,) = session.get_inputs(), session.get_outputs()
+    side_px = description["preprocessing"]["image_size_px"]
+    if [*source.shape[1:], *target.shape[1:]] != [3, side_px, side_px, len(description["labels"])]:
+        raise BundleError(
+            f"the model computes {target.shape} from {source.shape}, not {len(description['labels'])} classes from "
+            f"images of {side_px} px, as model.json says",
+            COPY_AGAIN,
+        )
 
     def compute(inputs: Array) -> Array:
         logits: Array = session.run(None, {source.name: inputs})[0]
@@ -342,8 +450,13 @@ def open_model(model: Path | bytes, threads: int) -> Compute:
 
 
 def probability_of_positive(logits: Array, description: Description) -> float:
-    """Return the probability of the positive class: the softmax of logits [1, classes] divided by the temperature."""
+    """Return the probability of the positive class: the softmax of logits [1, classes] divided by the temperature.
+
+    Raises BundleError for logits that are not finite.
+    """
     scaled = (logits[0] / np.float32(description["temperature"])).astype(np.float64)
+    if not np.isfinite(scaled).all():
+        raise BundleError("the model computes logits that are not finite", COPY_AGAIN)
     exponentials = np.exp(scaled - scaled.max())
     return float((exponentials / exponentials.sum())[description["labels"].index(description["positive"])])
 
@@ -412,7 +525,8 @@ def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool, allo
     """Write label and probability of every image to stdout; return 1 if any could not be read, else 0."""
     description = read_description(folder)
     files = image_files(paths)
-    compute = open_model(checked_model(folder, description), threads)
+    compute = open_model(checked_model(folder, description), description, threads)
+    _warn_of(description)
     negative = next(label for label in description["labels"] if label != description["positive"])
     settings = decoding(description)
     settings["lateral"] = settings["lateral"] or allow_lateral
@@ -449,10 +563,22 @@ def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool, allo
                 "positive": description["positive"],
                 "threshold": description["threshold"],
                 "model_sha256": description["model"]["sha256"],
+                "data_stamps": stamps_of(description["caveats"]),
+                "caveats": description["caveats"],
                 "images": rows,
             }
         )
     return 1 if any(row["unreadable"] for row in rows) else 0
+
+
+def stamps_of(caveats: list[str]) -> list[str]:
+    """Return the stamps of caveats, without repetition."""
+    return list(dict.fromkeys(caveat.partition(":")[0] for caveat in caveats))
+
+
+def _warn_of(description: Description) -> None:
+    for caveat in description["caveats"]:
+        sys.stderr.write(f"warning: {caveat}\n")
 
 
 def _write_json(document: Mapping[str, object]) -> None:
@@ -487,7 +613,7 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
     refuse_emulation()
     runtime_bytes = resident_bytes("VmRSS")
     description = read_description(folder)
-    compute = open_model(checked_model(folder, description), threads)
+    compute = open_model(checked_model(folder, description), description, threads)
     side_px = description["preprocessing"]["image_size_px"]
     rng = np.random.default_rng(seed)
     seconds: dict[str, list[float]] = {}
@@ -580,6 +706,7 @@ def benchmark(
     started_s = time.perf_counter()
     refuse_emulation()
     description = read_description(folder)
+    _warn_of(description)
     options = ["--threads", str(threads), "--duration", str(duration_s), "--seed", str(seed)]
     options += ["--batch-sizes", ",".join(map(str, batch_sizes))]
     rounds_run: list[Round] = []
@@ -604,8 +731,9 @@ def benchmark(
             },
             "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "duration_s": round(time.perf_counter() - started_s, 3),
+            "data_stamps": stamps_of(description["caveats"]),
         },
-        "notes": [*warnings, NOTICE],
+        "notes": [*warnings, *description["caveats"], NOTICE],
         "device": "cpu",
         "machine": rounds_run[0]["environment"]["processor"],
         "threads": threads,
