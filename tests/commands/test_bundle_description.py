@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import chestx_cli
 from chestx_cli.commands.predict import WITHOUT_CAVEATS
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.data.images.decoding import decode_grey
@@ -229,7 +230,7 @@ def test_another_image_size_than_the_models_ends_both_commands(
     for words in (("predict", film), ("benchmark", "--rounds", 1, "--duration", 0.01)):
         there = run_script(own, *words)
         assert there.returncode == 1
-        assert "of 128 px, as model.json says" in there.stderr
+        assert "model.json says 2 classes from images of 128 px" in there.stderr
         assert COPY_AGAIN in there.stderr
         assert "Traceback" not in there.stderr
 
@@ -246,7 +247,7 @@ def test_no_label_is_made_of_logits_that_are_not_finite(bundle: Path, film: Path
 
 
 @pytest.mark.parametrize("variant", ["baseline", "dynamic-int8"])
-def test_a_bundle_says_of_its_model_what_the_study_says(
+def test_a_bundle_and_python_say_of_a_model_what_the_study_says(
     chestx: Chestx, study: Path, film: Path, tmp_path: Path, variant: str
 ) -> None:
     def stale(content: bytes) -> bytes:
@@ -263,6 +264,8 @@ def test_a_bundle_says_of_its_model_what_the_study_says(
     said = [[note for note in record["notes"] if note.startswith(tuple(stamps))] for record in (of_study, of_bundle)]
     assert said[0] == said[1]
     assert [record["stamp"]["data_stamps"] for record in (of_study, of_bundle)] == [stamps, stamps]
+    in_python = chestx_cli.open_study(study).variant(variant).predict(film)
+    assert (list(in_python.notes), list(in_python.stamp.data_stamps)) == (said[0], stamps)
     shown = chestx("predict", film, "--bundle", out)
     assert ", ".join(stamps) in shown.out.splitlines()
     done = run_script(out, "predict", film)

@@ -15,6 +15,8 @@ from chestx_cli.data.images.decoding import decode_grey, decode_pixels
 from chestx_cli.data.sources.unlabelled import find_new_images
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_variant
 from chestx_cli.store import directory
+from chestx_cli.store.caveats import stamps_of
+from chestx_cli.store.lineage import stored_caveats
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +44,9 @@ class OpenedModel:
     Predictions are those of `chestx predict`. Research software. Not a medical device.
     """
 
-    def __init__(self, predictor: Predictor, root: Path, threads: int | None) -> None:
+    def __init__(self, predictor: Predictor, root: Path, threads: int | None, caveats: tuple[str, ...]) -> None:
         self._predictor = predictor
+        self._caveats = caveats
         self._root = root
         self._threads = threads
 
@@ -99,6 +102,7 @@ class OpenedModel:
             a class, `row.distance_to_threshold` the probability minus the threshold. If an image cannot be read, these
             are None and `row.problem` has the reason. `row.unlike_training` names the signs by which an image looks
             unlike the training images, `row.doubts` the doubts that its file raises; both are None without any.
+            `record.notes` are the data warnings of the model, such as UNPROVEN.
             `record.to_frame()` returns a pandas frame.
 
         Raises
@@ -133,12 +137,13 @@ class OpenedModel:
         tally = Tally()
         run = Run(line="", command="chestx predict", options={}, reporter=current_reporter())
         run.uses(f"{self.name}/model", self._predictor.sha256)
+        run.stamped(stamps_of(self._caveats))
         with run.reporter.progress(f"Predicting {len(paths):,} images with {self.name}", len(paths)) as advance:
             for batch in predictor.predictions(self._compute, images, decode):
                 for prediction in batch:
                     tally.add(predictor.row_of(prediction, prediction.row, paths[prediction.row]))
                 advance(len(batch))
-        return predictor.record(run.stamp(), tally, because="named in Python")
+        return predictor.record(run.stamp(), tally, because="named in Python").replace(notes=self._caveats)
 
 
 class OpenedStudy:
@@ -161,8 +166,9 @@ class OpenedStudy:
         Raises ChestxError if there is no such variant or its file was modified.
         """
         run = Run(line="", command="chestx predict", options={}, reporter=current_reporter())
-        predictor = predictor_of_variant(run, self._study, self._study.read_variant(name))
-        return OpenedModel(predictor, self._study.root, threads)
+        record = self._study.read_variant(name)
+        predictor = predictor_of_variant(run, self._study, record)
+        return OpenedModel(predictor, self._study.root, threads, stored_caveats(self._study, [record]))
 
 
 def open_study(study: str | os.PathLike[str] = "study") -> OpenedStudy:

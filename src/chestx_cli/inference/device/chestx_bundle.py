@@ -437,8 +437,8 @@ def open_model(model: Path | bytes, description: Description, threads: int) -> C
     side_px = description["preprocessing"]["image_size_px"]
     if [*source.shape[1:], *target.shape[1:]] != [3, side_px, side_px, len(description["labels"])]:
         raise BundleError(
-            f"the model computes {target.shape} from {source.shape}, not {len(description['labels'])} classes from "
-            f"images of {side_px} px, as model.json says",
+            f"the model computes {target.shape} from {source.shape}; model.json says {len(description['labels'])} "
+            f"classes from images of {side_px} px",
             COPY_AGAIN,
         )
 
