@@ -172,8 +172,9 @@ CIRCLE = "is recorded as made from {}, which descends from it"
         ({"a": None, "b": "a before", "c": "b", "d": "c"}, {"b": (EARLIER, "a"), "c": (ABOVE, "b"), "d": (ABOVE, "c")}),
         ({"a": None, "b": "a", "c": "b before", "d": "b"}, {"c": (EARLIER, "b")}),
         ({"b": "a", "c": "b"}, {"b": ("was made from {}, which no longer exists", "a"), "c": (ABOVE, "b")}),
-        ({"a": "a"}, {"a": (CIRCLE, "a")}),
+        ({"a": "a", "b": "a"}, {"a": ("is recorded as made from itself", "a"), "b": (ABOVE, "a")}),
         ({"a": "b", "b": "a", "c": "b"}, {"a": (CIRCLE, "b"), "b": (CIRCLE, "a"), "c": (ABOVE, "b")}),
+        ({"a": "b", "b": "a before"}, {"a": (CIRCLE, "b"), "b": (CIRCLE, "a")}),
     ],
 )
 def test_why_variants_are_stale(
@@ -201,3 +202,32 @@ def test_records_that_go_in_a_circle_do_not_hang(chestx: Chestx, stale: Path) ->
         said = text_of(chestx(*words, "--study", stale))
         assert f"STALE: {GRANDCHILD} is recorded as made from oneshot-50, which descends from it." in said
         assert f"STALE: oneshot-50 is recorded as made from {GRANDCHILD}, which descends from it." in said
+        assert "No command can make it again: remove its folder variants/oneshot-50, and make it from another" in said
+    renewed = [row["reason"].split()[0] for row in chestx("status", "--study", stale, "--json").json()["renewals"]]
+    assert not {"oneshot-50", GRANDCHILD} & set(renewed)
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prune", "--name", "baseline"),
+        ("prune", "--from", "oneshot-50", "--name", "oneshot-50"),
+        ("prune", "--from", GRANDCHILD, "--name", "baseline"),
+        ("quantize", "--name", "baseline", "--method", "static"),
+        ("quantize", "--from", GRANDCHILD, "--name", "oneshot-50", "--restart"),
+        ("distill", "--name", "baseline", "--weights", "none", "--epochs", "1"),
+    ],
+    ids=" ".join,
+)
+def test_a_variant_cannot_replace_one_that_it_is_made_from(
+    chestx: Chestx, stale: Path, command: tuple[str, ...], force: tuple[str, ...]
+) -> None:
+    before = tree(stale)
+    outcome = chestx(*command, *force, "--study", stale)
+    assert outcome.code == 2
+    error = outcome.err.partition("error: ")[2]
+    assert "cannot be made from" in error
+    assert "give the new variant another --name" in error
+    assert "--force" not in error
+    assert tree(stale) == before

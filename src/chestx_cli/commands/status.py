@@ -28,7 +28,7 @@ from chestx_cli.reporting.status_answer import of_status
 from chestx_cli.reporting.study_answer import choice_of, of_dry_run
 from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study, open_study
-from chestx_cli.store.lineage import outdated, renewal
+from chestx_cli.store.lineage import descends_from_itself, outdated, renewal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,7 +139,7 @@ def _state_of(*, is_current: bool, is_there: bool) -> str:
 
 def _renewals(rows: Sequence[VariantStatusRow], by_name: dict[str, VariantRecord]) -> Iterator[RenewalRow]:
     """Yield the commands that renew outdated variants, parents first, and then outdated results."""
-    again = [row for row in rows if row.state != CURRENT]
+    again = [row for row in rows if row.state != CURRENT and not descends_from_itself(by_name[row.variant], by_name)]
     for row in sorted(again, key=lambda row: row.depth):
         yield RenewalRow(command=renewal(by_name[row.variant]), reason=f"{row.variant} {row.reason}")
     for command, results, states in (

@@ -31,13 +31,13 @@ def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
     by_name = {record.name: record for record in records}
     reasons = {}
     for record in by_name.values():
+        if descends_from_itself(record, by_name):
+            parent = "itself" if record.parent == record.name else f"{record.parent}, which descends from it"
+            reasons[record.name] = f"is recorded as made from {parent}"
+            continue
         ancestor, visited = record, {record.name}
         while ancestor.parent is not None:
             broken = _broken(ancestor, by_name)
-            # Only edited records can form a cycle.
-            if ancestor.parent == record.name:
-                reasons[record.name] = f"is recorded as made from {record.parent}, which descends from it"
-                break
             if broken or ancestor.parent in visited:
                 reasons[record.name] = (
                     broken if ancestor is record else f"was made from {record.parent}, which is stale"
@@ -46,6 +46,19 @@ def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
             visited.add(ancestor.parent)
             ancestor = by_name[ancestor.parent]
     return reasons
+
+
+def descends_from_itself(record: VariantRecord, by_name: ByName) -> bool:
+    """Return whether a variant is recorded as its own ancestor, so that no command can make it again.
+
+    Only edited records, and those of earlier versions of chestx, do so.
+    """
+    visited: set[str] = set()
+    name = record.parent
+    while name in by_name and name not in visited:
+        visited.add(name)
+        name = by_name[name].parent
+    return record.name in visited
 
 
 def _broken(record: VariantRecord, by_name: ByName) -> str:
@@ -167,14 +180,16 @@ def _stale_caveats(by_name: ByName) -> list[str]:
     sentences = []
     for name in sorted(reasons, key=lambda name: _depth(name, by_name)):
         record = by_name[name]
-        how = "Make it again"
-        if record.parent not in by_name:
-            how = f"Make {record.parent} again, then this variant"
+        how = f'Make it again: run "{renewal(record)}"'
+        if descends_from_itself(record, by_name):
+            how = f"No command can make it again: remove its folder variants/{name}, and make it from another variant"
+        elif record.parent not in by_name:
+            how = f'Make {record.parent} again, then this variant: run "{renewal(record)}"'
         elif record.parent in reasons:
-            how = "Then make this variant again"
+            how = f'Then make this variant again: run "{renewal(record)}"'
         sentences.append(
             f"{STALE}: {name} {reasons[name]}. Its comparison with the present models cannot show what compression "
-            f'costs. {how}: run "{renewal(record)}".'
+            f"costs. {how}."
         )
     return sentences
 

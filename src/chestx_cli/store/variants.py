@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from chestx_cli.core.errors import OtherOptionsError
+from chestx_cli.core.errors import OtherOptionsError, UsageError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, VariantRecord
 from chestx_cli.store.caveats import uses_split
 from chestx_cli.store.checkpoints import Checkpoints
 from chestx_cli.store.documents import write_record
-from chestx_cli.store.lineage import uses_models
+from chestx_cli.store.lineage import uses_models, with_ancestors
 from chestx_cli.store.locks import hold
 from chestx_cli.store.tables import rows_csv
 
@@ -66,6 +66,16 @@ def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord
 def derived_name(parent: VariantRecord, suffix: str) -> str:
     """Return the default name of a variant made from `parent`; the suffix alone if the parent is the baseline."""
     return suffix if parent.name == BASELINE else f"{parent.name}-{suffix}"
+
+
+def _require_own_name(study: Study, plan: Plan) -> None:
+    """Raise UsageError if the variant would replace one that it is made from."""
+    if plan.parent is not None and plan.name in with_ancestors(study, [plan.parent]):
+        what = "itself" if plan.name == plan.parent.name else f"{plan.parent.name}, which descends from it"
+        raise UsageError(
+            f"variant {plan.name!r} cannot be made from {what}: it would replace its own ancestor",
+            "give the new variant another --name",
+        )
 
 
 def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
@@ -181,8 +191,10 @@ def making(run: Run, study: Study, plan: Plan, rerun: Rerun, *, leads: bool = Tr
 
     If it was already made with the same options, `existing` is set and nothing needs to be done. The checkpoints are
     removed when the block ends without an error. Of several processes making a variant together, only the one that
-    `leads` locks and removes. Raises StudyError if another command is making it, or it was made with other options.
+    `leads` locks and removes. Raises StudyError if another command is making it, or it was made with other options,
+    and UsageError if it would replace its parent or another ancestor.
     """
+    _require_own_name(study, plan)
     if leads:
         hold(run, study.root, f"variant {plan.name}")
     checkpoints = Checkpoints(
