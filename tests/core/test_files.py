@@ -12,7 +12,7 @@ import pytest
 import chestx_cli
 from chestx_cli.core import files
 from chestx_cli.core.errors import StorageError
-from chestx_cli.core.files import folder_appears_whole, hidden_file, write_atomic
+from chestx_cli.core.files import folder_appears_whole, hidden_file, temporary_folder, write_atomic
 from conftest import no_space, tree
 
 
@@ -24,6 +24,17 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomic(path, "new")
     assert "record.json" in refused.value.fact
     assert tree(tmp_path) == {"record.json": b"old"}
+
+
+def test_an_error_in_a_temporary_folder_names_it_and_what_moves_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as refused, temporary_folder() as folder:
+        # As a library that writes into an open file.
+        no_space()
+    assert f"cannot use {folder}" in refused.value.fact
+    assert "TMPDIR" in refused.value.remedy
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError), temporary_folder():
+        (tmp_path / "of another place").read_bytes()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from chestx_cli.compression.quantization.static import calibrated_graph
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
 from chestx_cli.compression.search import FP32, INT8, Cost
 from chestx_cli.core.errors import IntegrityError
-from chestx_cli.core.files import read_json, write_atomic
+from chestx_cli.core.files import read_json, temporary_folder, write_atomic
 from chestx_cli.core.machine import energy_counters, environment
 from chestx_cli.core.progress import SilentReporter, ignored
 from chestx_cli.inference.onnx_export import PERCENT, export_onnx
@@ -112,8 +111,8 @@ class Prober:
             fp32, self.data, few, method="minmax", numerics=TARGET_CPUS[ANY_CPU], reporter=SilentReporter()
         )
         int8 = calibrated.quantized()
-        with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
-            files = {kind: Path(folder) / f"{kind}.onnx" for kind in (FP32, INT8)}
+        with temporary_folder() as folder:
+            files = {kind: folder / f"{kind}.onnx" for kind in (FP32, INT8)}
             for path, content in zip(files.values(), (fp32, int8), strict=True):
                 path.write_bytes(content)
             models = [

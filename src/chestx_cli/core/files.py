@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 import uuid
 from contextlib import contextmanager
@@ -169,6 +170,26 @@ def folder_if_used(path: Path) -> Iterator[None]:
             except OSError:
                 # In use: by the block, or by another command.
                 break
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder for temporary files, removed at the end; raises StorageError for a file that cannot be used in it.
+
+    The file need not be named by the error: libraries write into open files.
+    """
+    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            where = error.filename or folder
+            if not Path(where).is_relative_to(folder):
+                raise
+            raise StorageError(
+                f"cannot use {where}, for temporary files: {error.strerror or error}",
+                "check the disk, or set the variable TMPDIR to a folder with more space",
+                path=str(where),
+            ) from error
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, UsageError
-from chestx_cli.core.files import storage_error
+from chestx_cli.core.files import storage_error, temporary_folder
 from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.progress import ignored
 from chestx_cli.core.registry import Registry
@@ -308,9 +307,9 @@ def profile_nodes(
     import onnxruntime
 
     options = _session_options(threads)
-    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+    with temporary_folder() as folder:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "nodes")
+        options.profile_file_prefix = str(folder / "nodes")
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         (source,) = session.get_inputs()
         for _ in range(calls):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.files import write_atomic
+from chestx_cli.core.files import temporary_folder, write_atomic
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import NATIVE, Model, profile_nodes
@@ -189,10 +187,10 @@ def time_files(
     files: Sequence[bytes], parent: VariantRecord, threads: int, rounds: int, advance: Callable[[], None]
 ) -> list[list[Round]]:
     """Return the rounds of each file, timed in turns with one image, each in a new process."""
-    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+    with temporary_folder() as folder:
         jobs = []
         for number, content in enumerate(files):
-            path = Path(folder) / f"{number}.onnx"
+            path = folder / f"{number}.onnx"
             write_atomic(path, content)
             jobs.append(
                 Job(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from chestx_cli.compression.quantization.layer_speed import choose_by_speed
@@ -26,6 +24,7 @@ from chestx_cli.compression.quantization.ranges import (
 from chestx_cli.compression.quantization.static import Judge, calibrated_graph, within_drop
 from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits, in_16_bits, round_to_4_bits
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS, Numerics
+from chestx_cli.core.files import temporary_folder
 from chestx_cli.core.options import METHOD, TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
 from chestx_cli.core.shared_options import BatchSize, Device, LearningRate, Seed
@@ -139,8 +138,8 @@ class Dynamic(Int8Method):
         level = root.level
         root.setLevel(logging.ERROR)
         try:
-            with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
-                source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+            with temporary_folder() as folder:
+                source, target = folder / "fp32.onnx", folder / "int8.onnx"
                 source.write_bytes(without_weight_shapes(task.fp32))
                 quantize_dynamic(
                     source,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.core.files import temporary_folder
 from chestx_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -89,13 +88,13 @@ def collect_ranges(
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     entry = CALIBRATIONS[method]
-    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
-        source = Path(folder) / "graph.onnx"
+    with temporary_folder() as folder:
+        source = folder / "graph.onnx"
         onnx.save(graph, source)
         calibrator = create_calibrator(
             source,
             list(op_types),
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            augmented_model_path=str(folder / "augmented.onnx"),
             calibrate_method=CalibrationMethod[entry.method],
             extra_options=dict(entry.options),
         )
