@@ -117,6 +117,8 @@ def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Pa
     stored = (study / "variants" / "baseline" / "sensitivity.json").read_bytes()
     record = chestx("sensitivity", "--study", study, "--amounts", "0.5,0.5", "--layers", "conv2", "--json").json()
     (found,) = record["measurements"]
+    # Nothing is stored that pruning could use.
+    assert record["answer"]["next_command"] == "chestx sensitivity --amounts 0.5,0.5"
     assert (study / "variants" / "baseline" / "sensitivity.json").read_bytes() == stored
     network = build_classifier("tiny", 2)
     state = {name: torch.from_numpy(value) for name, value in weights(study, "baseline").items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.core.errors import command_line, quoted
+from chestx_cli.core.errors import STUDY_FLAG, command_line, quoted
 from chestx_cli.core.printable import counted, paragraph, short_number
 from chestx_cli.core.record import Answer
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
@@ -214,7 +216,8 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
             f"alone, at every amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}."
         ),
         warnings=(*_resolution(record.images), *_precision(record), *warnings_of(record)),
-        next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
+        next_command=_of_all_layers(record)
+        or f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
 
 
@@ -248,8 +251,17 @@ def _of_int8_sensitivity(record: Int8SensitivityRecord) -> Answer:
         sentence=f"All layers in 8 bits together change the loss by {record.loss_increase_of_all:+.4f}; the most "
         f"critical is {record.rows[0].layer}.",
         warnings=warnings_of(record),
-        next_command=f"chestx quantize --method static{_from_option(record.variant)}",
+        next_command=_of_all_layers(record) or f"chestx quantize --method static{_from_option(record.variant)}",
     )
+
+
+def _of_all_layers(record: Record) -> str:
+    """Return the command that measures all layers and stores that, for a record of some; empty for one of all."""
+    if not record.stamp.options.get("layers"):
+        return ""
+    words = shlex.split(record.stamp.command)
+    dropped = {STUDY_FLAG, "--layers"}
+    return command_line(word for before, word in pairwise(["", *words]) if not {before, word} & dropped)
 
 
 def _from_option(variant: str) -> str:
