@@ -50,6 +50,7 @@ def drawn(kind: type[Any]) -> st.SearchStrategy[Any]:
         known |= {"kind": st.just("torch"), "model_file": st.just(MODEL_FILES["torch"])}
         known |= {"classes": st.just(("A", "B")), "positive": st.sampled_from(["A", "B"])}
         known |= {"threshold": st.floats(0, 1), "temperature": st.floats(0.1, 10)}
+        known |= {"parameters": st.integers(0, 200), "model_bytes": st.integers(100, 10**9)}
     return st.builds(kind, **known)
 
 

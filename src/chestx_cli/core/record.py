@@ -147,6 +147,8 @@ class Record:
     title: ClassVar[str]
     # Older schemas that can be read: missing fields have defaults, other differences are handled by `upgraded`.
     reads: ClassVar[tuple[str, ...]] = ()
+    # What to do about a damaged document; `{variant}` is the variant whose folder holds it.
+    remedy: ClassVar[str] = "restore the file"
 
     stamp: Stamp
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from chestx_cli.core.record import col
-from chestx_cli.records.tabular import TabularRecord, listed
+from chestx_cli.records.tabular import Count, Positive, Size, TabularRecord, listed
 
 BATCHES = " / "
 # PyTorch without export or compilation, a runtime for torch variants only.
@@ -18,13 +18,13 @@ EAGER = "pytorch"
 class BatchRow:
     """Calls with one batch size under one runtime, over all rounds; images/s are computed from the median."""
 
-    batch_size: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    images_per_s: float
-    calls: int
-    round_p50_ms: tuple[float, ...]
+    batch_size: Count
+    p50_ms: Positive
+    p90_ms: Positive
+    p99_ms: Positive
+    images_per_s: Positive
+    calls: Count
+    round_p50_ms: tuple[Positive, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class BenchmarkRow:
 
     variant: str = col("Variant")
     runtime: str = col("Runtime")
-    latency_p50_ms: float = col("p50 ms", ".2f")
-    latency_p90_ms: float = col("p90", ".2f")
-    latency_p99_ms: float = col("p99", ".2f")
-    images_per_s: tuple[float, ...] = col("images/s", ".1f", separator=BATCHES)
-    speedup_over_eager: float | None = col("× eager", ".2f")
-    speedup_over_eager_interval: tuple[float, float] | None
-    speedup_over_best_fp32: float | None = col("× best FP32", ".2f")
-    speedup_over_best_fp32_interval: tuple[float, float] | None = col("95 % interval", ".2f")
+    latency_p50_ms: Positive = col("p50 ms", ".2f")
+    latency_p90_ms: Positive = col("p90", ".2f")
+    latency_p99_ms: Positive = col("p99", ".2f")
+    images_per_s: tuple[Positive, ...] = col("images/s", ".1f", separator=BATCHES)
+    speedup_over_eager: Positive | None = col("× eager", ".2f")
+    speedup_over_eager_interval: tuple[Positive, Positive] | None
+    speedup_over_best_fp32: Positive | None = col("× best FP32", ".2f")
+    speedup_over_best_fp32_interval: tuple[Positive, Positive] | None = col("95 % interval", ".2f")
     batches: tuple[BatchRow, ...]
     model_sha256: str
 
@@ -61,20 +61,20 @@ class CostRow:
 
     variant: str = col("Variant")
     runtime: str = col("Runtime")
-    peak_memory_mb: float | None = col("Peak MB", ".0f")
+    peak_memory_mb: Positive | None = col("Peak MB", ".0f")
     added_memory_mb: float | None = col("added", ".0f")
-    size_mb: float = col("File MB", ".2f")
-    gzip_mb: float = col("gzip MB", ".2f")
-    sparse_mb: float = col("sparse MB", ".2f")
+    size_mb: Positive = col("File MB", ".2f")
+    gzip_mb: Positive = col("gzip MB", ".2f")
+    sparse_mb: Positive = col("sparse MB", ".2f")
     # What a device receives: the model as ONNX file and the scripts; None where the model was not exported.
-    bundle_mb: float | None = col("Bundle MB", ".2f", default=None)
-    parameters: int = col("Parameters", ",")
-    nonzero_parameters: int = col("Non-zero", ",")
+    bundle_mb: Positive | None = col("Bundle MB", ".2f", default=None)
+    parameters: Count = col("Parameters", ",")
+    nonzero_parameters: Count = col("Non-zero", ",")
     gmacs: float = col("GMACs", ".3f")
-    macs: int
-    model_bytes: int
-    gzip_bytes: int
-    sparse_bytes: int
+    macs: Count
+    model_bytes: Size
+    gzip_bytes: Size
+    sparse_bytes: Size
     model_sha256: str
 
 
@@ -87,12 +87,13 @@ class BenchmarkRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.benchmark/3"
     title: ClassVar[str] = "Benchmark"
+    remedy: ClassVar[str] = 'run "chestx benchmark" again, or remove the file'
 
     device: str = col("Device")
     machine: str = col("Machine")
-    threads: int = col("Threads")
-    rounds: int = col("Interleaved rounds")
-    batch_sizes: tuple[int, ...] = col("Batch sizes", separator=BATCHES)
+    threads: Count = col("Threads")
+    rounds: Count = col("Interleaved rounds")
+    batch_sizes: tuple[Count, ...] = col("Batch sizes", separator=BATCHES)
     baseline: str | None = col("FP32 baseline")
     best_fp32_runtime: str | None = col("Its best runtime")
     rows: tuple[BenchmarkRow, ...]

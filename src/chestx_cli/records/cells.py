@@ -234,6 +234,7 @@ class StudyRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.study/1"
     title: ClassVar[str] = "Study over folds and seeds"
+    remedy: ClassVar[str] = 'run "chestx study" to make it again, or restore the file'
 
     plan_sha256: str = col("Plan (sha256)")
     declared: str = col("Declared on")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chestx_cli.core.record import col, report_only
-from chestx_cli.records.tabular import TabularRecord, listed
+from chestx_cli.records.tabular import Count, Share, TabularRecord, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +14,22 @@ class EvaluationRow:
     """Results of one variant on the evaluated images; `..._method` names the method of the interval before it."""
 
     variant: str = col("Variant")
-    correct: int = field()
-    accuracy: float = col("Accuracy", ".2%")
+    correct: Count = field()
+    accuracy: Share = col("Accuracy", ".2%")
     accuracy_interval: tuple[float, float] = col("95 %", ".1%")
     accuracy_method: str = col("by")
-    macro_precision: float = field()
-    macro_recall: float = field()
-    macro_f1: float = col("Macro F1", ".3f")
-    auroc: float | None = col("AUROC", ".3f")
+    macro_precision: Share = field()
+    macro_recall: Share = field()
+    macro_f1: Share = col("Macro F1", ".3f")
+    auroc: Share | None = col("AUROC", ".3f")
     auroc_interval: tuple[float, float] | None = col("95 %", ".3f")
     auroc_method: str | None = col("by")
     auroc_bootstrap_interval: tuple[float, float] | None = field()
-    average_precision: float | None = col("AP", ".3f")
-    true_negatives: int = field()
-    false_positives: int = field()
-    false_negatives: int = field()
-    true_positives: int = field()
+    average_precision: Share | None = col("AP", ".3f")
+    true_negatives: Count = field()
+    false_positives: Count = field()
+    false_negatives: Count = field()
+    true_positives: Count = field()
     verdict: str = field()
     model_sha256: str
     predictions_sha256: str
@@ -42,14 +42,14 @@ class OperatingRow:
     variant: str = col("Variant")
     rule: str = col("Operating point")
     threshold: float = col("Threshold", ".4g")
-    sensitivity: float | None = col("Sens.", ".1%")
+    sensitivity: Share | None = col("Sens.", ".1%")
     sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
     sensitivity_method: str | None = col("by")
-    false_negatives: int = col("FN", ",")
-    specificity: float | None = col("Spec.", ".1%")
+    false_negatives: Count = col("FN", ",")
+    specificity: Share | None = col("Spec.", ".1%")
     specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
     specificity_method: str | None = col("by")
-    false_positives: int = col("FP", ",")
+    false_positives: Count = col("FP", ",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,23 @@ class ComparisonRow:
     variant: str = col("Against the baseline")
     endpoint: str = "accuracy"
     short: str = col("Verdict")
-    lost: int = col("Correct in baseline only", ",")
-    won: int = col("Correct in variant only", ",")
+    lost: Count = col("Correct in baseline only", ",")
+    won: Count = col("Correct in variant only", ",")
     difference: float = col("Difference", "+.1%")
     interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
     method: str = col("by")
-    images: int = field()
+    images: Count = field()
     design_effect: float = field()
-    mcnemar_p: float = field()
-    p: float = col("p", ".2g")
+    mcnemar_p: Share = field()
+    p: Share = col("p", ".2g")
     test: str = field()
-    holm_p: float = field()
+    holm_p: Share = field()
     margin: float = field()
-    p_margin: float = field()
-    holm_p_margin: float = field()
+    p_margin: Share = field()
+    holm_p_margin: Share = field()
     word: str = field()
     verdict: str = field()
-    needed_images: int | None = field()
+    needed_images: Count | None = field()
     assumption: str | None = field()
 
 
@@ -93,9 +93,9 @@ class GuardRow:
     measure: str = col("Measure")
     difference: float | None = col("Change", "+.3f")
     interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
-    p: float | None = col("p", ".2g")
+    p: Share | None = col("p", ".2g")
     margin: float = col("Margin", "g")
-    p_margin: float | None = field()
+    p_margin: Share | None = field()
     state: str = col("State")
 
 
@@ -105,11 +105,11 @@ class DriftRow:
 
     variant: str = col("At the baseline's threshold")
     threshold: float = col("Threshold", ".4g")
-    sensitivity: float | None = col("Sens.", ".1%")
+    sensitivity: Share | None = col("Sens.", ".1%")
     sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
     sensitivity_change: float | None = col("change", "+.1%")
     sensitivity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
-    specificity: float | None = col("Spec.", ".1%")
+    specificity: Share | None = col("Spec.", ".1%")
     specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
     specificity_change: float | None = col("change", "+.1%")
     specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
@@ -120,10 +120,10 @@ class PredictiveRow:
     """Predictive values of one variant at an assumed prevalence."""
 
     variant: str = col("Variant")
-    prevalence: float = col("Prevalence", ".1%")
-    ppv: float | None = col("PPV", ".1%")
+    prevalence: Share = col("Prevalence", ".1%")
+    ppv: Share | None = col("PPV", ".1%")
     ppv_interval: tuple[float, float] = col("95 %", ".1%")
-    npv: float | None = col("NPV", ".1%")
+    npv: Share | None = col("NPV", ".1%")
     npv_interval: tuple[float, float] = col("95 %", ".1%")
 
 
@@ -141,9 +141,9 @@ class NetBenefitRow:
 class ReliabilityBin:
     """One bin of a reliability diagram: images, their mean probability, and the share of positives among them."""
 
-    images: int
-    mean_probability: float
-    positive_share: float
+    images: Count
+    mean_probability: Share
+    positive_share: Share
     positive_interval: tuple[float, float]
 
 
@@ -170,15 +170,15 @@ class SubgroupRow:
     variant: str = col("Variant")
     column: str
     subgroup: str = col("Subgroup")
-    images: int = col("Images", ",")
-    positives: int = field()
-    accuracy: float | None = col("Accuracy", ".1%")
+    images: Count = col("Images", ",")
+    positives: Count = field()
+    accuracy: Share | None = col("Accuracy", ".1%")
     accuracy_interval: tuple[float, float] | None = col("95 %", ".1%")
     accuracy_method: str | None = col("by")
-    sensitivity: float | None = field()
-    specificity: float | None = field()
-    lost: int | None = col("Correct in baseline only", ",")
-    won: int | None = col("Correct in variant only", ",")
+    sensitivity: Share | None = field()
+    specificity: Share | None = field()
+    lost: Count | None = col("Correct in baseline only", ",")
+    won: Count | None = col("Correct in variant only", ",")
     difference: float | None = col("Difference", "+.1%")
     difference_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
     remark: str = col("Remark")
@@ -199,8 +199,8 @@ class FlipRow:
     variant: str = col("Variant")
     change: str = col("Changed decision")
     image_id: str = col("Image")
-    baseline_probability: float = col("Baseline's probability", ".3f")
-    probability: float = col("Its own", ".3f")
+    baseline_probability: Share = col("Baseline's probability", ".3f")
+    probability: Share = col("Its own", ".3f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +209,12 @@ class ClassRow:
 
     variant: str = col("Variant")
     label: str = col("Class")
-    precision: float = col("Precision", ".3f")
+    precision: Share = col("Precision", ".3f")
     precision_interval: tuple[float, float] | None = col("95 %", ".3f")
-    recall: float = col("Recall", ".3f")
+    recall: Share = col("Recall", ".3f")
     recall_interval: tuple[float, float] | None = col("95 %", ".3f")
-    f1: float = col("F1", ".3f")
-    images: int = col("Images", ",")
+    f1: Share = col("F1", ".3f")
+    images: Count = col("Images", ",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ class MissRow:
 
     variant: str = col("Variant")
     image_id: str = col("False negative")
-    probability: float = col("Probability", ".3f")
+    probability: Share = col("Probability", ".3f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,11 +303,12 @@ class EvaluationRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.evaluation/5"
     title: ClassVar[str] = "Results"
+    remedy: ClassVar[str] = 'run "chestx evaluate" again, or remove the file'
 
     split: str = col("Evaluated on")
     images_sha256: str
-    images: int = col("Images", ",")
-    patients: int = col("Patients", ",")
+    images: Count = col("Images", ",")
+    patients: Count = col("Patients", ",")
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
     endpoint: str = col("Endpoint", default="accuracy")
@@ -325,7 +326,7 @@ class EvaluationRecord(TabularRecord):
     subgroups: tuple[SubgroupRow, ...] = ()
     unproven: tuple[UnprovenRow, ...] = ()
     # Images that look unlike the training images; None where that was not looked for, as for the test images.
-    unlike_training: int | None = None
+    unlike_training: Count | None = None
     flips: tuple[FlipRow, ...] = report_only()
     net_benefit: tuple[NetBenefitRow, ...] = report_only()
     class_rows: tuple[ClassRow, ...] = report_only()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from chestx_cli.core.record import col
-from chestx_cli.records.tabular import TabularRecord, listed
+from chestx_cli.records.tabular import Count, Share, TabularRecord, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +16,10 @@ class LayerMeasurement:
 
     layer: str
     kind: str
-    weights: int
-    amount: float
+    weights: Count
+    amount: Share
     loss: float
-    accuracy: float
+    accuracy: Share
     auroc: float
 
 
@@ -27,10 +27,10 @@ class LayerMeasurement:
 class LayerRow:
     """One layer, ranked from critical to robust; changes are relative to the unpruned variant."""
 
-    rank: int = col("#")
+    rank: Count = col("#")
     layer: str = col("Layer")
     kind: str = col("Kind")
-    weights: int = col("Weights", ",")
+    weights: Count = col("Weights", ",")
     mean_loss_increase: float = col("Mean Δloss", "+.4f")
     max_loss_increase: float = col("Max Δloss", "+.4f")
     max_accuracy_drop: float = col("Max acc. drop", ".3f")
@@ -74,14 +74,15 @@ class SensitivityRecord(TabularRecord):
     schema: ClassVar[str] = "chestx.sensitivity/2"
     reads: ClassVar[tuple[str, ...]] = ("chestx.sensitivity/1",)
     title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
+    remedy: ClassVar[str] = 'run "chestx sensitivity --from {variant}" again, or remove the file'
 
     variant: str = col("Variant")
     split: str = col("Measured on")
-    images: int = col("Images", ",")
+    images: Count = col("Images", ",")
     loss: float = col("Loss unpruned", ".4f")
-    accuracy: float = col("Accuracy unpruned", ".3f")
+    accuracy: Share = col("Accuracy unpruned", ".3f")
     auroc: float = col("AUROC unpruned", ".3f")
-    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
+    amounts: tuple[Share, ...] = col("Amounts", "g", separator=", ")
     model_sha256: str
     rows: tuple[LayerRow, ...]
     measurements: tuple[LayerMeasurement, ...]
@@ -99,10 +100,10 @@ class SensitivityRecord(TabularRecord):
 class Int8LayerRow:
     """One layer computed in 8 bits, ranked from critical to robust; changes are relative to the variant in FP32."""
 
-    rank: int = col("#")
+    rank: Count = col("#")
     layer: str = col("Layer")
     kind: str = col("Kind")
-    weights: int = col("Weights", ",")
+    weights: Count = col("Weights", ",")
     loss_increase: float = col("Δloss", "+.5f")
     accuracy_drop: float = col("Acc. drop", ".3f")
     auroc: float = col("AUROC", ".4f")
@@ -115,13 +116,14 @@ class Int8SensitivityRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.int8-sensitivity/1"
     title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
+    remedy: ClassVar[str] = 'run "chestx sensitivity --quantization --from {variant}" again, or remove the file'
 
     variant: str = col("Variant")
     split: str = col("Measured on")
-    images: int = col("Images", ",")
+    images: Count = col("Images", ",")
     target_cpu: str = col("Target processor")
     loss: float = col("Loss in FP32", ".4f")
-    accuracy: float = col("Accuracy in FP32", ".3f")
+    accuracy: Share = col("Accuracy in FP32", ".3f")
     auroc: float = col("AUROC in FP32", ".4f")
     loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
     model_sha256: str
@@ -137,10 +139,10 @@ class Int8SensitivityRecord(TabularRecord):
 class GroupRow:
     """One group of coupled channels, ranked from critical to robust; changes are relative to the unpruned variant."""
 
-    rank: int = col("#")
+    rank: Count = col("#")
     layer: str = col("Group, by its first layer")
-    layers: int = col("Coupled layers")
-    channels: int = col("Channels", ",")
+    layers: Count = col("Coupled layers")
+    channels: Count = col("Channels", ",")
     macs_share: float = col("MACs it touches", ".1%")
     mean_loss_increase: float = col("Mean Δloss", "+.4f")
     max_loss_increase: float = col("Max Δloss", "+.4f")
@@ -153,12 +155,12 @@ class GroupMeasurement:
     """One group with a share `amount` of its channels removed, measured on the validation split."""
 
     layer: str
-    channels: int
-    channels_removed: int
-    amount: float
+    channels: Count
+    channels_removed: Count
+    amount: Share
     macs_removed: float
     loss: float
-    accuracy: float
+    accuracy: Share
     auroc: float
 
 
@@ -168,15 +170,16 @@ class GroupSensitivityRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.group-sensitivity/1"
     title: ClassVar[str] = "Structured pruning sensitivity, from critical to robust"
+    remedy: ClassVar[str] = 'run "chestx sensitivity --structured --from {variant}" again, or remove the file'
 
     variant: str = col("Variant")
     split: str = col("Measured on")
-    images: int = col("Images", ",")
+    images: Count = col("Images", ",")
     criterion: str = col("Criterion")
     loss: float = col("Loss unpruned", ".4f")
-    accuracy: float = col("Accuracy unpruned", ".3f")
+    accuracy: Share = col("Accuracy unpruned", ".3f")
     auroc: float = col("AUROC unpruned", ".3f")
-    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
+    amounts: tuple[Share, ...] = col("Amounts", "g", separator=", ")
     model_sha256: str
     rows: tuple[GroupRow, ...]
     measurements: tuple[GroupMeasurement, ...]

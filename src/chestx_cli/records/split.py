@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chestx_cli.core.record import Document, col, renamed, report_only
-from chestx_cli.records.tabular import TabularRecord
+from chestx_cli.records.tabular import Count, TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
@@ -165,11 +165,11 @@ class DividedRecord(TabularRecord):
     source: str
     data: str
     layout: str = col("Layout")
-    images: int = col("Images", ",")
-    patients: int = col("Patients", ",")
+    images: Count = col("Images", ",")
+    patients: Count = col("Patients", ",")
     classes: tuple[str, ...]
     positive: str = col("Positive class")
-    ignored_files: int = col("Other files ignored", ",")
+    ignored_files: Count = col("Other files ignored", ",")
     # Narrowed by each record; declared here for its place among the tables.
     rows: tuple[SplitRow, ...] | tuple[FoldRow, ...]
     group_rules: tuple[GroupRuleRow, ...]
@@ -192,6 +192,7 @@ class SplitRecord(DividedRecord):
     schema: ClassVar[str] = "chestx.split/5"
     reads: ClassVar[tuple[str, ...]] = ("chestx.split/3", "chestx.split/4")
     title: ClassVar[str] = "Split"
+    remedy: ClassVar[str] = 'run "chestx split DATA --force" to make it again, or restore the file'
 
     rows: tuple[SplitRow, ...]
     audit: DataAudit | None = None
@@ -217,6 +218,7 @@ class FoldsRecord(DividedRecord):
     schema: ClassVar[str] = "chestx.folds/4"
     reads: ClassVar[tuple[str, ...]] = ("chestx.folds/3",)
     title: ClassVar[str] = "Folds"
+    remedy: ClassVar[str] = 'run "chestx split DATA --folds N --force" to make it again, or restore the file'
 
     rows: tuple[FoldRow, ...]
     audit: DataAudit

@@ -1,11 +1,14 @@
-"""Records in Python: a one-line repr, an HTML table for notebooks, pandas frames."""
+"""Records in Python: a one-line repr, an HTML table for notebooks, pandas frames; ranges of their numbers."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.printable import printable
@@ -21,6 +24,11 @@ MAX_ROWS = 100
 # Items listed in an answer, which should fit on one line.
 MAX_ITEMS = 4
 INTERVAL = "interval"
+# Ranges of fields, which are checked when a document is read.
+Positive: TypeAlias = Annotated[float, Gt(0), Lt(math.inf)]
+Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
+Count: TypeAlias = Annotated[int, Ge(0)]
+Size: TypeAlias = Annotated[int, Gt(0)]
 
 
 class TabularRecord(Record):

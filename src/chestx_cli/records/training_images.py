@@ -29,6 +29,7 @@ class TrainingImagesRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.training-images/1"
     title: ClassVar[str] = "Training images"
+    remedy: ClassVar[str] = "remove the file: it is made again when it is needed"
 
     split_sha256: str
     preprocessing: Preprocessing

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from chestx_cli.core.printable import counted
 from chestx_cli.core.record import Document, Options, col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.records.tabular import TabularRecord
+from chestx_cli.records.tabular import Count, Positive, Share, Size, TabularRecord
 
 MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "model.onnx"]] = {
     "torch": "model.safetensors",
@@ -21,6 +21,8 @@ DYNAMIC = "dynamic"
 DISTILLED = "distill"
 # Which file is kept after its layers were timed.
 INT8_EVERYWHERE, SOME_IN_FP32 = "INT8 everywhere", "some layers in FP32"
+# Parameters in a byte of a model file: none is stored in fewer than 4 bits.
+MOST_PER_BYTE = 2
 # The rule recorded for the default threshold.
 FIXED = "0.5"
 
@@ -67,7 +69,7 @@ class EpochRow:
     """
 
     stage: str = col("Stage")
-    epoch: int = col("Epoch")
+    epoch: Count = col("Epoch")
     train_loss: float = col("Train loss", ".4f")
     train: Mapping[str, float | None] = named_cols(
         "Train", ".3f", hidden=("precision", "recall", "average_precision"), names=METRIC_NAMES
@@ -105,20 +107,20 @@ class PrunedLayerRow:
     """Weights and zeros of one layer after pruning."""
 
     layer: str = col("Layer")
-    weights: int = col("Weights", ",")
-    zeros: int = col("Zeros", ",")
-    sparsity: float = col("Sparsity", ".1%")
+    weights: Count = col("Weights", ",")
+    zeros: Count = col("Zeros", ",")
+    sparsity: Share = col("Sparsity", ".1%")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
     """The target of pruning and its result; sparsity is over the weights of Conv2d and Linear layers."""
 
-    target_sparsity: float = col("Target sparsity", ".2%")
-    achieved_sparsity: float = col("Achieved sparsity", ".2%")
+    target_sparsity: Share = col("Target sparsity", ".2%")
+    achieved_sparsity: Share = col("Achieved sparsity", ".2%")
     # Default for documents from before the statistics could be re-estimated.
     batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
-    finetune_epochs: int = col("Fine-tuning epochs")
+    finetune_epochs: Count = col("Fine-tuning epochs")
     layers: tuple[PrunedLayerRow, ...]
 
 
@@ -127,8 +129,8 @@ class LayerWidthRow:
     """Output channels of one layer before and after pruning."""
 
     layer: str = col("Layer")
-    before: int = col("Channels before", ",")
-    after: int = col("After", ",")
+    before: Count = col("Channels before", ",")
+    after: Count = col("After", ",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +140,14 @@ class Structure:
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")
     floor: float = col("Least share of a group's channels", ".0%")
-    target_macs_removed: float = col("Target MACs removed", ".1%")
-    achieved_macs_removed: float = col("Achieved MACs removed", ".1%")
-    parent_macs: int = col("MACs of the parent", ",")
-    parameters_removed: float = col("Parameters removed", ".1%")
-    parent_parameters: int = col("Parameters of the parent", ",")
+    target_macs_removed: Share = col("Target MACs removed", ".1%")
+    achieved_macs_removed: Share = col("Achieved MACs removed", ".1%")
+    parent_macs: Count = col("MACs of the parent", ",")
+    parameters_removed: Share = col("Parameters removed", ".1%")
+    parent_parameters: Count = col("Parameters of the parent", ",")
     # None in older documents, which do not record it: the statistics were re-estimated if there were any.
     batchnorm_statistics: Statistics | None = col("BatchNorm statistics", default=None)
-    finetune_epochs: int = col("Fine-tuning epochs")
+    finetune_epochs: Count = col("Fine-tuning epochs")
     layers: tuple[LayerWidthRow, ...]
 
 
@@ -154,8 +156,8 @@ class WeightRow:
     """One weight tensor of a quantized file, and the bits per element."""
 
     layer: str
-    weights: int
-    bits: int
+    weights: Count
+    bits: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,7 @@ class Fp32LayerRow:
     """A layer left in FP32 by quantization, and the loss increase if it alone is computed in 8 bits."""
 
     layer: str = col("Left in FP32")
-    weights: int = col("Weights", ",")
+    weights: Count = col("Weights", ",")
     loss_increase: float = col("Δloss in INT8 alone", "+.4f")
 
 
@@ -172,10 +174,10 @@ class SlowerLayerRow:
     """A layer that is slower in INT8 than in FP32, with what follows it up to the next layer."""
 
     layer: str = col("Slower in INT8")
-    fp32_us: float = col("FP32 µs", ",.0f")
-    int8_us: float = col("INT8 µs", ",.0f")
-    times_slower: float = col("INT8 / FP32", ".2f")
-    times_slower_interval: tuple[float, float] = col("95 % interval", ".2f")
+    fp32_us: Positive = col("FP32 µs", ",.0f")
+    int8_us: Positive = col("INT8 µs", ",.0f")
+    times_slower: Positive = col("INT8 / FP32", ".2f")
+    times_slower_interval: tuple[Positive, Positive] = col("95 % interval", ".2f")
     in_fp32: bool = col("Stays in FP32", default=False)
 
 
@@ -188,15 +190,15 @@ class LayerSpeeds:
     """
 
     processor: str = col("Layers timed on")
-    threads: int = col("Threads")
-    rounds: int = col("Rounds")
-    timed_layers: int = col("Layers timed")
+    threads: Count = col("Threads")
+    rounds: Count = col("Rounds")
+    timed_layers: Count = col("Layers timed")
     kept: str = col("Kept file")
-    tried_layers: int = col("Layers in FP32, tried")
-    speedup: float | None = col("× INT8 everywhere", ".2f")
-    speedup_interval: tuple[float, float] | None = col("Its 95 % interval", ".2f")
+    tried_layers: Count = col("Layers in FP32, tried")
+    speedup: Positive | None = col("× INT8 everywhere", ".2f")
+    speedup_interval: tuple[Positive, Positive] | None = col("Its 95 % interval", ".2f")
     # They were left in FP32 after the file was timed.
-    left_by_drop: int = col("More in FP32 by --max-drop", default=0)
+    left_by_drop: Count = col("More in FP32 by --max-drop", default=0)
     rows: tuple[SlowerLayerRow, ...]
 
     @property
@@ -227,17 +229,17 @@ class Quantization:
 
     # None where layers compute in FP32.
     target_cpu: str | None = col("Target processor")
-    bits: int = col("Bits of a quantized parameter", default=8)
-    quantized_parameters: int = col("Quantized parameters", ",")
-    quantized_share: float = col("Share of all parameters", ".2%")
-    parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
-    calibration_images: int | None = col("Calibration images (training)", ",")
-    accuracy_before: float = col("Validation accuracy in FP32", ".3f")
-    accuracy: float = col("Validation accuracy", ".3f")
-    lost: int = col("Validation images correct in FP32 only", ",")
-    won: int = col("Validation images correct quantized only", ",")
+    bits: Count = col("Bits of a quantized parameter", default=8)
+    quantized_parameters: Count = col("Quantized parameters", ",")
+    quantized_share: Share = col("Share of all parameters", ".2%")
+    parent_bytes: Size = col("FP32 ONNX file (bytes)", ",")
+    calibration_images: Count | None = col("Calibration images (training)", ",")
+    accuracy_before: Share = col("Validation accuracy in FP32", ".3f")
+    accuracy: Share = col("Validation accuracy", ".3f")
+    lost: Count = col("Validation images correct in FP32 only", ",")
+    won: Count = col("Validation images correct quantized only", ",")
     difference_interval: tuple[float, float] = col("95 % CI of the difference", "+.1%", separator=" to ")
-    p: float = col("Exact paired p", ".2g")
+    p: Share = col("Exact paired p", ".2g")
     auroc_before: float = col("Validation AUROC in FP32", ".4f")
     auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
@@ -254,16 +256,16 @@ class OperatingPoint:
     """How a variant's threshold was chosen, with sensitivity and specificity on the validation images."""
 
     rule: str
-    images: int
-    sensitivity: float | None
-    specificity: float | None
+    images: Count
+    sensitivity: Share | None
+    specificity: Share | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureFit:
     """How a variant's temperature was fitted on the validation images."""
 
-    images: int
+    images: Count
     log_loss_before: float
     log_loss_after: float
 
@@ -292,6 +294,8 @@ class VariantRecord(TabularRecord):
 
     schema: ClassVar[str] = "chestx.variant/3"
     title: ClassVar[str] = "Model variant"
+    # Of a document from which the command that made it cannot be read.
+    remedy: ClassVar[str] = "run the command that made it again with --name {variant} --force, or restore the file"
     reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1", "chestx.variant/2")
 
     name: str = col("Variant")
@@ -304,18 +308,18 @@ class VariantRecord(TabularRecord):
     positive: str
     preprocessing: Preprocessing
     # An image is called positive if its probability reaches this threshold, which "chestx evaluate" freezes.
-    threshold: float
+    threshold: Share
     operating_point: OperatingPoint | None = None
     # Every prediction of the variant divides the logits by this before the softmax.
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     temperature_fit: TemperatureFit | None = None
     options: Options
     model_file: Literal["model.safetensors", "model.onnx"]
     model_sha256: str
-    model_bytes: int = col("File (bytes)", ",")
-    parameters: int = col("Parameters", ",")
-    nonzero_parameters: int = col("Non-zero parameters", ",")
-    macs: int = col("MACs", ",")
+    model_bytes: Size = col("File (bytes)", ",")
+    parameters: Count = col("Parameters", ",")
+    nonzero_parameters: Count = col("Non-zero parameters", ",")
+    macs: Count = col("MACs", ",")
     split_sha256: str
     calibration_sha256: str | None = None
     training: Training | None = None
@@ -330,6 +334,8 @@ class VariantRecord(TabularRecord):
         if self.model_file != MODEL_FILES[self.kind]:
             raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
         require_decision(self.classes, self.positive, self.threshold, self.temperature)
+        if self.parameters > MOST_PER_BYTE * self.model_bytes:
+            raise ValueError(f"a model_bytes of {self.model_bytes}, too few for {self.parameters:,} parameters")
 
     @classmethod
     def upgraded(cls, document: Document) -> Document:

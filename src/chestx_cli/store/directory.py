@@ -21,7 +21,7 @@ from chestx_cli.core.files import (
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
 from chestx_cli.records.split import SplitRecord
 from chestx_cli.records.variant import BASELINE, VariantRecord
-from chestx_cli.store.documents import REMAKE, other_version, read_record, require_hash, write_record
+from chestx_cli.store.documents import other_version, read_record, renewal, require_hash, write_record
 from chestx_cli.store.locks import locked
 from chestx_cli.store.split import parse_manifest
 
@@ -234,7 +234,11 @@ class Study:
                 f"make it again with --force, or remove {self.variant(name)}",
             )
         if record.classes != split.classes or record.positive != split.classes[split.positive]:
-            raise IntegrityError(f"variant {name!r} has other classes than the split that it belongs to", REMAKE)
+            renewed = self._command(renewal(record.stamp.command).removeprefix("chestx "))
+            raise IntegrityError(
+                f"variant {name!r} has other classes than the split that it belongs to",
+                f"run {renewed} to make it again, or restore {self.variant(name) / 'variant.json'}",
+            )
         if check_model:
             model = self.variant(name) / record.model_file
             require_hash(model, record.model_sha256, "make the variant again with --force")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError
-from chestx_cli.records.split import SPLITS
-from chestx_cli.store.documents import REMAKE
+from chestx_cli.records.split import SPLITS, SplitRecord
 from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
@@ -93,9 +92,9 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
             unread=bool((table["width_px"] == "").any()),
         )
     except KeyError as error:
-        raise IntegrityError(f"the split has an image of the unknown class {error}", REMAKE) from error
+        raise IntegrityError(f"the split has an image of the unknown class {error}", SplitRecord.remedy) from error
     except ValueError as error:
-        raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error
+        raise IntegrityError(f"the manifest of the split is damaged: {error}", SplitRecord.remedy) from error
 
 
 def _spans(table: pd.DataFrame) -> npt.NDArray[np.int64]:
