@@ -161,7 +161,9 @@ def benchmark(
     else:
         measured = _measured_remotely(run, target, split, chosen, setting, remote, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False, needed=())
+    for sentence in stored.damaged:
+        run.warn(sentence)
     result = result.replace(notes=(*_notes(result, chosen, stored.comparisons), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:

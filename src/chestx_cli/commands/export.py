@@ -75,7 +75,9 @@ def export(
     caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     # Read with all other variants: the verdict is corrected for their number.
-    stored = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), check_models=False)
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), check_models=False, needed=(record.name,))
+    for sentence in stored.damaged:
+        run.warn(sentence)
     results = next(entry for entry in stored.variants if entry.name == record.name)
     comparison = results.comparison
     if comparison and comparison.word == INFERIOR and not anyway:

@@ -28,7 +28,8 @@ from chestx_cli.reporting.status_answer import of_status
 from chestx_cli.reporting.study_answer import choice_of, of_dry_run
 from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study, open_study
-from chestx_cli.store.lineage import descends_from_itself, outdated, renewal
+from chestx_cli.store.documents import renewal
+from chestx_cli.store.lineage import OWN_ANCESTOR, ends_in_circle, outdated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,9 +50,15 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRu
         return _of_cells(run, study)
     target = open_study(study)
     with run.reporter.progress("Reading the results and checking the models", None):
-        results = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS))
+        results = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), needed=())
+    for sentence in results.damaged:
+        run.warn(sentence)
     run.stamped(stamps_of(results.caveats))
     run.uses("split.csv", results.split.sha256)
+    for sentence in results.model_caveats:
+        # No command renews it, so that it is not in the table of renewals.
+        if OWN_ANCESTOR in sentence:
+            run.warn(sentence)
     rows = tuple(_rows(results))
     decision = decide(results.variants) if results.evaluated else None
     record = StatusRecord(
@@ -139,9 +146,10 @@ def _state_of(*, is_current: bool, is_there: bool) -> str:
 
 def _renewals(rows: Sequence[VariantStatusRow], by_name: dict[str, VariantRecord]) -> Iterator[RenewalRow]:
     """Yield the commands that renew outdated variants, parents first, and then outdated results."""
-    again = [row for row in rows if row.state != CURRENT and not descends_from_itself(by_name[row.variant], by_name)]
+    # Making a variant again does not help while an ancestor is its own ancestor.
+    again = [row for row in rows if row.state != CURRENT and not ends_in_circle(by_name[row.variant], by_name)]
     for row in sorted(again, key=lambda row: row.depth):
-        yield RenewalRow(command=renewal(by_name[row.variant]), reason=f"{row.variant} {row.reason}")
+        yield RenewalRow(command=renewal(by_name[row.variant].stamp.command), reason=f"{row.variant} {row.reason}")
     for command, results, states in (
         ("chestx evaluate", "test results", [row.tested for row in rows]),
         ("chestx benchmark", "times", [row.timed for row in rows]),

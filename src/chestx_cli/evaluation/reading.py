@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.machine import available_threads
+from chestx_cli.core.record import Record
 from chestx_cli.evaluation.result_tables import rejudged
 from chestx_cli.evaluation.results import (
     BENCHMARKS,
@@ -28,21 +29,30 @@ from chestx_cli.store.documents import read_record
 from chestx_cli.store.lineage import caveats_of, findings_on_test, outdated, unproven_of, with_ancestors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
 
+R = TypeVar("R", bound=Record)
 S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord, Int8SensitivityRecord)
 
 
 def read_study(
-    study: Study, *, parts: Collection[str] = EVERYTHING, names: Sequence[str] = (), check_models: bool = True
+    study: Study,
+    *,
+    parts: Collection[str] = EVERYTHING,
+    names: Sequence[str] = (),
+    check_models: bool = True,
+    needed: Collection[str] | None = None,
 ) -> StudyResults:
     """Read the results of a study for all variants, or only for those in `names`; each document is read once.
 
     Variants of another split or with a modified model file are left out; the files are hashed only with `check_models`,
     which takes most of the time. A named variant that cannot be used raises StudyError or IntegrityError instead. With
-    `names`, only comparisons whose baseline is also named are kept, and Holm's correction covers only these. Raises
-    StudyError without a split, IntegrityError for a damaged document.
+    `names`, only comparisons whose baseline is also named are kept, and Holm's correction covers only these. `needed`
+    are the variants whose results a command needs (default: all); damaged results of others are left out and described
+    in `damaged`. Raises StudyError without a split, IntegrityError for any other damaged document.
     """
     split_record = study.read_split_record()
     split = study.read_split_of(split_record)
@@ -72,7 +82,7 @@ def read_study(
     with ThreadPoolExecutor(available_threads()) as pool:
         reasons = dict(zip((record.name for record in stored), pool.map(reason_against, stored), strict=True))
     shown = [record for record in stored if reasons[record.name] is None]
-    reader = _Reader(study, {record.name: record for record in stored}, shown, parts)
+    reader = _Reader(study, {record.name: record for record in stored}, shown, parts, needed)
     unusable = {name: reason for name, reason in reasons.items() if reason is not None}
     reader.left_out += [f"variant {name}, which {reason}" for name, reason in unusable.items()]
     variants = _corrected_together([reader.results_of(record) for record in shown])
@@ -80,6 +90,7 @@ def read_study(
         of_split,
         variants=variants,
         left_out=tuple(reader.left_out),
+        damaged=tuple(reader.damaged),
         unusable=unusable,
         stored=tuple(stored),
         model_caveats=caveats_of(shown, reader.by_name, reader.findings),
@@ -90,14 +101,20 @@ class _Reader:
     """Reads each document of the variants once, and records which belong to earlier weights or another split."""
 
     def __init__(
-        self, study: Study, stored: Mapping[str, VariantRecord], shown: Iterable[VariantRecord], parts: Collection[str]
+        self,
+        study: Study,
+        stored: Mapping[str, VariantRecord],
+        shown: Iterable[VariantRecord],
+        parts: Collection[str],
+        needed: Collection[str] | None,
     ) -> None:
-        self.study, self.parts = study, parts
+        self.study, self.parts, self.needed = study, parts, needed
         self.shown = {record.name: record for record in shown}
         # Includes ancestors, which may belong to another split.
         self.by_name = with_ancestors(study, self.shown.values(), stored)
         self.stale = outdated(self.by_name.values())
         self.left_out: list[str] = []
+        self.damaged: list[str] = []
         self._on_test: dict[str, EvaluationRecord] = {}
 
     def results_of(self, record: VariantRecord) -> VariantResults:
@@ -140,7 +157,9 @@ class _Reader:
         evaluations = {}
         for path in sorted(self.study.variant(record.name).glob("evaluation.*.json")):
             name = path.name.split(".")[1]
-            stored = read_record(EvaluationRecord, path)
+            stored = self._read(EvaluationRecord, path, record)
+            if stored is None:
+                continue
             if name == TEST:
                 self._on_test[record.name] = stored
             rows = {row.model_sha256 for row in stored.rows if row.variant == record.name}
@@ -156,7 +175,9 @@ class _Reader:
     def _benchmarks(self, record: VariantRecord) -> list[BenchmarkRecord]:
         benchmarks = []
         for path in sorted(self.study.variant(record.name).glob("benchmark.*.json")):
-            stored = read_record(BenchmarkRecord, path)
+            stored = self._read(BenchmarkRecord, path, record)
+            if stored is None:
+                continue
             is_own = all(row.variant == record.name for row in stored.rows)
             if not is_own or {row.model_sha256 for row in stored.rows} != {record.model_sha256}:
                 self._leave_out(f"benchmark ({path.name.split('.')[1]})", record)
@@ -173,11 +194,21 @@ class _Reader:
         path = self.study.variant(record.name) / f"{file}.json"
         if not path.exists():
             return None
-        stored = read_record(kind, path)
-        if stored.model_sha256 == record.model_sha256:
+        stored = self._read(kind, path, record)
+        if stored is None or stored.model_sha256 == record.model_sha256:
             return stored
         self._leave_out(document, record)
         return None
+
+    def _read(self, kind: type[R], path: Path, record: VariantRecord) -> R | None:
+        """Return a variant's document of results; None for a damaged one that the command does not need."""
+        try:
+            return read_record(kind, path)
+        except IntegrityError as error:
+            if self.needed is None or record.name in self.needed:
+                raise
+            self.damaged.append(f"left out: {error}")
+            return None
 
     def _leave_out(self, document: str, record: VariantRecord) -> None:
         self.left_out.append(f"the {document} of {record.name}, which was made with other weights or another split")

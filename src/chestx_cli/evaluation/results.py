@@ -110,6 +110,8 @@ class StudyResults:
     # The baseline first, then in order of creation.
     variants: tuple[VariantResults, ...]
     left_out: tuple[str, ...] = ()
+    # Damaged documents of results that were not needed, each with what to do.
+    damaged: tuple[str, ...] = ()
     # Reasons against the variants that were left out, by name; each continues a sentence that begins with the name.
     unusable: Mapping[str, str] = field(default_factory=dict)
     # Records of all variants that were read, including the unusable ones.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import STUDY_FLAG, IntegrityError, StudyError, UsageError, command_line
+from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.store.caveats import STALE, caveat, stamps_of
-from chestx_cli.store.documents import read_record
+from chestx_cli.store.documents import read_record, renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     # Returns the reasons in a variant's test results to doubt that it has learned anything.
     Findings = Callable[[VariantRecord], tuple[str, ...]]
 
+# Begins the reason against a variant that is recorded as its own ancestor, which no command can make again.
+OWN_ANCESTOR = "is recorded as made from"
+
 
 def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
     """Return why variants are stale, by name; each text continues a sentence that begins with the name.
@@ -33,7 +35,7 @@ def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
     for record in by_name.values():
         if descends_from_itself(record, by_name):
             parent = "itself" if record.parent == record.name else f"{record.parent}, which descends from it"
-            reasons[record.name] = f"is recorded as made from {parent}"
+            reasons[record.name] = f"{OWN_ANCESTOR} {parent}"
             continue
         ancestor, visited = record, {record.name}
         while ancestor.parent is not None:
@@ -55,10 +57,20 @@ def descends_from_itself(record: VariantRecord, by_name: ByName) -> bool:
     """
     visited: set[str] = set()
     name = record.parent
-    while name in by_name and name not in visited:
+    while name is not None and name in by_name and name not in visited:
         visited.add(name)
         name = by_name[name].parent
     return record.name in visited
+
+
+def ends_in_circle(record: VariantRecord, by_name: ByName) -> bool:
+    """Return whether a variant or one of its ancestors is recorded as its own ancestor."""
+    visited: set[str] = set()
+    name: str | None = record.name
+    while name is not None and name in by_name and name not in visited:
+        visited.add(name)
+        name = by_name[name].parent
+    return name in visited
 
 
 def _broken(record: VariantRecord, by_name: ByName) -> str:
@@ -96,19 +108,6 @@ def with_ancestors(
                 break
             parent = by_name[parent].parent
     return by_name
-
-
-def renewal(record: VariantRecord) -> str:
-    """Return the command that makes a variant again, for its study: the recorded one with --force.
-
-    Records have placeholders for the study and the data: the one is added where the command is shown, the other is
-    known to the study.
-    """
-    words = shlex.split(record.stamp.command)
-    kept = [
-        word for before, word in pairwise(["", *words]) if word not in ("DATA", STUDY_FLAG) and before != STUDY_FLAG
-    ]
-    return command_line(kept if "--force" in kept else [*kept, "--force"])
 
 
 def unproven_models(
@@ -180,13 +179,13 @@ def _stale_caveats(by_name: ByName) -> list[str]:
     sentences = []
     for name in sorted(reasons, key=lambda name: _depth(name, by_name)):
         record = by_name[name]
-        how = f'Make it again: run "{renewal(record)}"'
+        how = f'Make it again: run "{renewal(record.stamp.command)}"'
         if descends_from_itself(record, by_name):
             how = f"No command can make it again: remove its folder variants/{name}, and make it from another variant"
         elif record.parent not in by_name:
-            how = f'Make {record.parent} again, then this variant: run "{renewal(record)}"'
+            how = f'Make {record.parent} again, then this variant: run "{renewal(record.stamp.command)}"'
         elif record.parent in reasons:
-            how = f'Then make this variant again: run "{renewal(record)}"'
+            how = f'Then make this variant again: run "{renewal(record.stamp.command)}"'
         sentences.append(
             f"{STALE}: {name} {reasons[name]}. Its comparison with the present models cannot show what compression "
             f"costs. {how}."
@@ -196,7 +195,7 @@ def _stale_caveats(by_name: ByName) -> list[str]:
 
 def _depth(name: str, by_name: ByName) -> int:
     visited: list[str] = []
-    while name in by_name and name not in visited:
+    while name is not None and name in by_name and name not in visited:
         visited.append(name)
         name = by_name[name].parent or ""
     return len(visited)

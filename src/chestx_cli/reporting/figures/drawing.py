@@ -104,7 +104,7 @@ def draw_figures(study: Study, names: Iterable[str], reporter: Reporter = SILENT
     # Stamps come from the variants.
     parts |= {VARIANTS} if any(FIGURES[name].model_stamps for name in names) else set()
     with study.figures_files(), reporter.progress("Drawing figures", len(names)) as advance:
-        results = read_study(study, parts=parts, check_models=False)
+        results = read_study(study, parts=parts, check_models=False, needed=())
         return draw_figures_into(study.report / "figures", results, names, advance)
 
 
