@@ -24,9 +24,11 @@ MAX_ROWS = 100
 # Items listed in an answer, which should fit on one line.
 MAX_ITEMS = 4
 INTERVAL = "interval"
+# Sums of shares, such as an average precision, may exceed 1 by rounding.
+_ROUNDING = 1e-9
 # Ranges of fields, which are checked when a document is read.
 Positive: TypeAlias = Annotated[float, Gt(0), Lt(math.inf)]
-Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
+Share: TypeAlias = Annotated[float, Ge(0), Le(1 + _ROUNDING)]
 Count: TypeAlias = Annotated[int, Ge(0)]
 Size: TypeAlias = Annotated[int, Gt(0)]
 
