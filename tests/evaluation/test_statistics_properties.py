@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chestx_cli.core.record import Stamp
@@ -183,6 +183,9 @@ def test_the_order_of_images_changes_nothing(study: Study, seed: int) -> None:
     assert [value for _, value in here] == pytest.approx([value for _, value in there], abs=1e-6)
 
 
+ONE, NONE = np.ones(1, np.int64), np.zeros(0, np.int64)
+
+
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[Changes, Changes]:
     """Return discordant images by patient, and the same with as many lost as won fewer."""
@@ -229,8 +232,12 @@ def paired(found: Changes, p: float, margin: float) -> Paired:
     )
 
 
+SMALLEST = tuple(Changes(n=2, n_patients=2, lost_by_patient=one, won_by_patient=one) for one in (ONE, NONE))
+
+
 @settings(max_examples=150, deadline=None)
 @given(both=changes(), margin=st.sampled_from(MARGINS[1:]))
+@example(both=SMALLEST, margin=0.01)
 def test_more_agreement_never_says_less(both: tuple[Changes, Changes], margin: float) -> None:
     """Of the same images and patients and at the same difference, with fewer discordant images."""
     more, less = both
@@ -257,10 +264,8 @@ def test_fewer_images_lost_is_no_evidence_of_a_loss(both: tuple[Changes, Changes
 
 
 def test_a_copy_says_at_least_as_much_as_what_differs_on_two_images() -> None:
-    one = np.ones(1, np.int64)
-    none = np.zeros(0, np.int64)
-    copy = Changes(n=624, n_patients=427, lost_by_patient=none, won_by_patient=none)
-    near = Changes(n=624, n_patients=427, lost_by_patient=one, won_by_patient=one)
+    copy = Changes(n=624, n_patients=427, lost_by_patient=NONE, won_by_patient=NONE)
+    near = Changes(n=624, n_patients=427, lost_by_patient=ONE, won_by_patient=ONE)
     assert difference_interval(copy).high <= difference_interval(near).high + 1e-9
     assert margin_p(copy, 0.02) == pytest.approx(0.98**427)
     assert margin_p(copy, 0.02) <= margin_p(near, 0.02) < 0.025

@@ -183,7 +183,7 @@ def test_averaged_weights_have_statistics_of_their_own(
     "words",
     [
         ("train", *TINY, "--epochs", 3),
-        ("prune", "--finetune-epochs", 3),
+        ("prune", "--amount", 0.2, "--finetune-epochs", 3),
         ("prune", "--method", "structured", "--amount", 0.3, "--round-to", 1, "--finetune-epochs", 3),
         ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 3),
     ],

@@ -95,7 +95,7 @@ def texts_of(name: str, one: Declared, default: object) -> tuple[str, str, str]:
             found.setdefault(value_of(name, read_text(text, one), one, Path()), text)
     texts = [text for value, text in found.items() if value != default]
     # Of an option with two choices, one is the default.
-    texts = texts if len(texts) > 1 else [*texts, *found.values()][:2]
+    texts = texts if len(texts) > 1 else [*texts, *(text for text in found.values() if text not in texts)][:2]
     first, second, third = (*texts, *texts)[:3]
     return first, second, third
 

@@ -288,7 +288,7 @@ def difference_interval(changes: Changes) -> Interval:
         # A difference of exactly 1 allows only one outcome.
         farthest = 1 - 1e-12
         root_of_score = 1.0 if excess(farthest) > 0 else float(brentq(excess, sign * changes.difference, farthest))
-        return sign * (max(root_of_score, no_patient) if changes.repeated and sign * net >= 0 else root_of_score)
+        return sign * (max(root_of_score, no_patient) if sign * net >= 0 else root_of_score)
 
     return Interval(low=end(-1), high=end(1), method=TANGO_PATIENTS if changes.repeated else TANGO)
 
