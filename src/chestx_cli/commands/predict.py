@@ -103,8 +103,8 @@ def predict(
     """Predict new images: research only, no diagnosis.
 
     The probability is that of the class in its heading, after temperature scaling. An image is assigned to that class
-    if the probability reaches the variant's threshold. The stored results choose the variant; if none
-    is to be shipped, the baseline is used.
+    if the probability reaches the variant's threshold. The stored results choose the variant; if none is to be shipped,
+    the baseline is used.
 
     Images of folders and tables are named by ids unless --show-paths. The CSV file has the path of every image, so keep
     it with the images. Rows are appended as images are predicted. Run the same command again to add images that are not
