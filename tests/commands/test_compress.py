@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chestx_cli.core.files import sha256_of
 from chestx_cli.core.signals import Interrupted
 from chestx_cli.networks.training import fit
 from conftest import TINY, Chestx
@@ -229,6 +230,38 @@ def test_a_student_of_half_the_width_competes_and_force_begins_anew(
     assert forced.code == 0, forced.err
     assert "already done" not in forced.err
     assert len(begun) == 2 * len(record["short_fits"])
+
+
+def test_guided_pruning_competes_by_a_sensitivity_that_is_measured_once(
+    chestx: Chestx, study: Path, costs: Callable[[float], None]
+) -> None:
+    costs(1.0)
+    words = (
+        *("compress", "--study", study, "--max-size-mb", 0.012, "--max-drop", 1, "--guided", "--criteria", "l2"),
+        *("--short-epochs", 1, "--finetune-epochs", 2, *QUICK[4:8], "--round-to", 1, "--json"),
+    )
+    outcome = chestx(*words)
+    assert outcome.code == 0, outcome.err
+    assert "--structured --criterion l2" in " ".join(outcome.err.split())
+    record = outcome.json()
+    assert {row["method"] for row in record["rows"]} == {None, "structured", "guided"}
+    guided = next(row for row in record["rows"] if row["method"] == "guided")
+    variant = json.loads((study / "variants" / guided["variant"] / "variant.json").read_text())
+    assert variant["options"]["method"] == "guided"
+    assert variant["options"]["criterion"] == "l2"
+    stored = study / "variants" / "baseline" / "sensitivity.structured.json"
+    assert record["stamp"]["inputs"]["baseline/sensitivity.structured.json"] == sha256_of(stored)
+    again = chestx(*words)
+    assert again.code == 0, again.err
+    assert "chestx sensitivity" not in " ".join(again.err.split())
+    assert again.json()["rows"] == record["rows"]
+    # One of another criterion is of other channels, and the variants guided by the former one are not up to date.
+    assert chestx("sensitivity", "--study", study, "--structured", "--criterion", "bn-scale").code == 0
+    refused = chestx(*words)
+    assert refused.code == 1
+    assert "--structured --criterion l2" in " ".join(refused.err.split())
+    assert "was made with other options (sensitivity_sha256" in " ".join(refused.err.split())
+    assert chestx(*words, "--force").code == 0
 
 
 def test_all_folds_are_searched_together(

@@ -13,14 +13,17 @@ from chestx_cli.compression.search import (
     ENERGY,
     FINALISTS,
     FP32,
+    GUIDED,
     INT8,
     LATENCY,
     OBJECTIVES,
     QAT,
     SIZE,
     STATIC,
+    STRUCTURED,
     Bounds,
     Candidate,
+    ChannelChoice,
     Cost,
     Network,
     Quality,
@@ -52,28 +55,34 @@ class Landscape:
         step: int = 1,
         most: int = 100,
         worse: dict[str, float] | None = None,
+        guided_gain: float = 0.0,
+        guided_most: int = 100,
     ) -> None:
         self.knee, self.int8_gain, self.builds, self.fits = knee, int8_gain, builds, fits
         self.step, self.most = step, most
         self.worse = worse or WORSE
+        self.guided_gain, self.guided_most = guided_gain, guided_most
         self.built: list[Candidate] = []
         self.fitted: list[tuple[Network, int]] = []
 
     def cost(self, network: Network) -> dict[str, Cost]:
-        left = 0.1 + 0.9 * (1 - self.nearest(network.percent, "") / 100) * STUDENTS.get(network.student or "", 1)
+        kept = 1 - self.nearest(network.percent, network.choice) / 100
+        left = 0.1 + 0.9 * kept * STUDENTS.get(network.student or "", 1)
         gain = self.int8_gain
         return {
             FP32: Cost(latency_ms=20 * left, size_mb=98 * left, energy_mj=300 * left),
             INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left, energy_mj=300 * gain * left),
         }
 
-    def nearest(self, percent: int, criterion: str) -> int:  # noqa: ARG002 - the protocol has it
-        return min(round(percent / self.step) * self.step, self.most)
+    def nearest(self, percent: int, choice: ChannelChoice | None) -> int:
+        most = min(self.most, self.guided_most) if choice is not None and choice.method == GUIDED else self.most
+        return min(round(percent / self.step) * self.step, most)
 
     def lost(self, network: Network) -> float:
         """Return what a network loses after a full fit."""
-        worse = self.worse.get(network.criterion or network.student or "", 0.0)
-        return max(0, network.percent - self.knee) / 100 + worse
+        worse = self.worse.get(criterion_of(network) or network.student or "", 0.0)
+        guided = network.choice is not None and network.choice.method == GUIDED
+        return max(0, network.percent - self.knee) / 100 + worse - (self.guided_gain if guided else 0.0)
 
     def may_fit(self, network: Network, epochs: int) -> bool:  # noqa: ARG002 - the protocol has it
         return len(self.fitted) < self.fits
@@ -100,8 +109,18 @@ class Landscape:
         return sum(longest.values())
 
 
-def space(criteria: tuple[str, ...] = CRITERIA, students: tuple[str, ...] = (), short_epochs: int = 2) -> Space:
-    return Space(criteria=criteria, students=students, short_epochs=short_epochs, full_epochs=FULL_EPOCHS)
+def criterion_of(network: Network) -> str | None:
+    return network.choice.criterion if network.choice else None
+
+
+def space(
+    criteria: tuple[str, ...] = CRITERIA,
+    students: tuple[str, ...] = (),
+    short_epochs: int = 2,
+    methods: tuple[str, ...] = (STRUCTURED,),
+) -> Space:
+    choices = [ChannelChoice(criterion=criterion, method=method) for criterion in criteria for method in methods]
+    return Space(choices=choices, students=students, short_epochs=short_epochs, full_epochs=FULL_EPOCHS)
 
 
 def bounds(
@@ -164,7 +183,7 @@ def test_few_networks_are_built_without_short_fits_then_qat_of_the_best() -> Non
     assert found.keys() == set(world.built)
     assert world.fitted == []
     least = world.built[0].network.percent
-    networks = [Network(percent=least, criterion=criterion) for criterion in CRITERIA]
+    networks = [Network(percent=least, choice=ChannelChoice(criterion=criterion)) for criterion in CRITERIA]
     assert 0.88 <= world.cost(networks[0])[INT8].latency_ms / 4 <= 0.96
     assert world.built == [
         *(Candidate(network=network, int8=method) for network in networks for method in (None, STATIC)),
@@ -232,17 +251,42 @@ def test_a_student_within_the_limits_ends_the_search() -> None:
     assert {candidate.network.student for candidate in world.built} == {"small", "poor"}
 
 
+BOTH = (STRUCTURED, GUIDED)
+
+
+@pytest.mark.parametrize(("gain", "wins"), [(0.004, GUIDED), (-0.004, STRUCTURED)])
+@pytest.mark.parametrize("objective", [None, LATENCY])
+def test_guided_pruning_competes_with_structured(gain: float, wins: str, objective: str | None) -> None:
+    world = Landscape(knee=60, guided_gain=gain)
+    limits = bounds(latency_ms=6.0, objective=objective)
+    found = explore(space(criteria=("bn-scale",), methods=BOTH), limits, world)
+    best = min(within(world, found, limits), key=lambda one: limits.order(cost_of(world, one), found[one]))
+    assert best.network.choice == ChannelChoice(criterion="bn-scale", method=wins)
+    compared = {*found, *(Candidate(network=network, int8=None) for network, _ in world.fitted)}
+    assert {one.network.choice.method for one in compared if one.network.choice} == {*BOTH}
+
+
+def test_a_choice_that_can_not_meet_the_limit_competes_only_if_none_can() -> None:
+    # Of lower loss, since it removes less.
+    world = Landscape(knee=20, guided_most=50)
+    found = explore(space(criteria=("l2",), methods=BOTH), bounds(latency_ms=3.0, max_drop=1), world)
+    assert {one.network.choice.method for one in found if one.network.choice} == {STRUCTURED}
+    neither = Landscape(knee=20, guided_most=50, most=50)
+    found = explore(space(criteria=("l2",), methods=BOTH), bounds(latency_ms=3.0, max_drop=1), neither)
+    assert {one.network.choice.method for one in found if one.network.choice} == {*BOTH}
+
+
 def test_a_network_that_fell_is_promoted_last() -> None:
     class Fallen(Landscape):
         def fit(self, network: Network, epochs: int) -> Quality:
             quality = super().fit(network, epochs)
-            fell = ("sensitivity",) if network.criterion == "l2" else ()
+            fell = ("sensitivity",) if criterion_of(network) == "l2" else ()
             return Quality(accuracy=quality.accuracy, drop=quality.drop, loss=quality.loss, fell=fell)
 
     world = Fallen(knee=70)
     explore(space(criteria=(*CRITERIA, "taylor")), bounds(), world)
     # It has the lowest loss.
-    assert {candidate.network.criterion for candidate in world.built} == {"bn-scale", "taylor"}
+    assert {criterion_of(candidate.network) for candidate in world.built} == {"bn-scale", "taylor"}
 
 
 @settings(deadline=None)
@@ -271,7 +315,7 @@ def test_halving_is_bounded_monotone_and_keeps_the_best(losses: list[int], short
     assert epochs_of(rungs) <= short * (n + (n / 2 + 1) * math.log2(max(n, 2)))
     # With ranks that agree, the best two are built, the best one first.
     best = sorted(names, key=worse.__getitem__)[:FINALISTS]
-    built = list(dict.fromkeys(candidate.network.criterion for candidate in world.built))
+    built = list(dict.fromkeys(criterion_of(candidate.network) for candidate in world.built))
     assert sorted(map(str, built)) == sorted(best)
 
 
@@ -281,7 +325,7 @@ def test_halving_that_runs_out_of_time_compares_only_equal_fits(fits: int) -> No
     # The later, the better: without the fits, the first two are built.
     world = Landscape(knee=100, fits=fits, worse={name: (8 - index) / 1e3 for index, name in enumerate(names)})
     explore(space(criteria=names), bounds(max_drop=1), world)
-    built = list(dict.fromkeys(candidate.network.criterion for candidate in world.built))
+    built = list(dict.fromkeys(criterion_of(candidate.network) for candidate in world.built))
     first_rung = ["c1", "c0"] if fits >= 2 else ["c0", "c1"]
     expected = first_rung if fits < 3 else [f"c{fits - 1}", f"c{fits - 2}"] if fits < 8 else ["c7", "c6"]
     assert built == expected

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chestx_cli.compression.pruning.allocation import require_sensitivity
 from chestx_cli.compression.pruning.methods import Structured
-from chestx_cli.compression.search import Network
+from chestx_cli.compression.search import GUIDED, ChannelChoice, Network
 from chestx_cli.compression.search_folds import open_folds, validation_of
 from chestx_cli.compression.short_fits import ShortFits, Student
 from chestx_cli.core.command import Run
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.progress import SilentReporter
+from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import TemperatureFit
 from chestx_cli.store.directory import Study
 from conftest import Chestx
@@ -44,7 +46,7 @@ def elsewhere(fits: ShortFits, folder: Path) -> ShortFits:
 
 def test_a_fit_that_is_continued_is_the_one_begun_with_all_epochs(fits: ShortFits, tmp_path: Path) -> None:
     percent = fits.prober.nearest(40, fits.cutting)
-    for network in (Network(percent=percent, criterion="l2"), Network(student="tiny")):
+    for network in (Network(percent=percent, choice=ChannelChoice(criterion="l2")), Network(student="tiny")):
         first = fits.predictions(network, 1)
         assert fits.has(network, 1)
         assert not fits.has(network, 2)
@@ -67,24 +69,30 @@ def test_a_fit_that_is_continued_is_the_one_begun_with_all_epochs(fits: ShortFit
 
 def test_a_short_fit_is_what_the_commands_begin_with(fits: ShortFits, study: Path, chestx: Chestx) -> None:
     percent = fits.prober.nearest(40, fits.cutting)
-    network = Network(percent=percent, criterion="l2")
+    network = Network(percent=percent, choice=ChannelChoice(criterion="l2"))
     prune = (
-        *("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2", "--name", "pruned"),
+        *("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2"),
         *("--schedule", "constant", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
     )
+    assert chestx("sensitivity", "--study", study, "--structured", "--criterion", "l2").code == 0
+    target = Study(study)
+    baseline = target.read_variant("baseline")
+    guide = require_sensitivity(begun(), target, baseline, GroupSensitivityRecord)
+    fits = dataclasses.replace(fits, guide=guide)
+    guided = Network(percent=percent, choice=ChannelChoice(criterion="l2", method=GUIDED))
     distill = ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 2, "--name", "taught")
     # The statistics of a narrower network's weights are re-estimated first.
     weights = study / "variants" / "baseline" / "model.safetensors"
     fits.students["tiny:0.5"] = Student(backbone="tiny", weights=str(weights), file=weights, width=0.5)
     half = (*distill[:3], "--weights", weights, "--width", 0.5, "--epochs", 2, "--name", "narrow")
     for words, one, name in (
-        (prune, network, "pruned"),
+        ((*prune, "--name", "pruned"), network, "pruned"),
+        ((*prune[:2], "guided", *prune[3:], "--name", "guided"), guided, "guided"),
         (distill, Network(student="tiny"), "taught"),
         (half, Network(student="tiny:0.5"), "narrow"),
     ):
         outcome = chestx(*words, *FIT, "--study", study)
         assert outcome.code == 0, outcome.err
-        target = Study(study)
         stored = validation_of(begun(), target, target.read_split(), target.read_variant(name), 1)
         assert fits.predictions(one, 2).probability == pytest.approx(stored.probability, abs=1e-5)
 

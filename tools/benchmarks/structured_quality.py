@@ -23,7 +23,7 @@ from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.layer_sensitivity import validation_outcome
 from chestx_cli.compression.pruning.methods import Iterative, Structured
-from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
+from chestx_cli.compression.pruning.structured import Cutting, prune_channels
 from chestx_cli.core.machine import environment
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import jsonable
@@ -115,6 +115,7 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
 
     def arm(bench: Bench, seed: int) -> tuple[nn.Module, FitData]:
         recipe = bench.recipe(seed)
+        path = bench.study.variant(BASELINE) / "sensitivity.structured.json"
         cutting = Cutting(
             criterion=criterion or usual_criterion(bench.network()),
             limits=Limits(round_to=DEFAULTS.round_to, floor=DEFAULTS.floor),
@@ -122,11 +123,8 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
             device=recipe.device,
             precision=recipe.precision,
             seed=seed,
+            allocator=by_sensitivity(read_record(GroupSensitivityRecord, path)) if guided else None,
         )
-        allocator: Allocator | None = None
-        if guided:
-            path = bench.study.variant(BASELINE) / "sensitivity.structured.json"
-            allocator = by_sensitivity(read_record(GroupSensitivityRecord, path))
         network, _ = prune_channels(
             bench.network(),
             bench.data,
@@ -134,7 +132,6 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
             amount=bench.amount,
             steps=1,
             finetune=None,
-            allocator=allocator,
         )
         if not distill:
             return network, bench.data

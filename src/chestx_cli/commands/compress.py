@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sized
 from dataclasses import dataclass, field
@@ -12,16 +11,20 @@ from typing import Annotated
 from chestx_cli.commands.distill import distill, student_suffix
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.sensitivity import sensitivity
 from chestx_cli.commands.train import Fetch
+from chestx_cli.compression.pruning.allocation import require_sensitivity
 from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.search import (
     ENERGY,
     FP32,
+    GUIDED,
     INT8,
     OBJECTIVES,
     Bounds,
     Candidate,
+    ChannelChoice,
     Cost,
     Network,
     Quality,
@@ -32,7 +35,7 @@ from chestx_cli.compression.search_folds import Fold, open_folds
 from chestx_cli.compression.searched_models import SearchedModels
 from chestx_cli.compression.short_fits import Student
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError, quoted
+from chestx_cli.core.errors import StudyError, UsageError, quoted
 from chestx_cli.core.machine import available_threads, energy_counters
 from chestx_cli.core.options import Opt, parse_names
 from chestx_cli.core.printable import counted
@@ -43,6 +46,7 @@ from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.inference.onnx_export import PERCENT
 from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, require_installed
 from chestx_cli.records.commands import CompressRecord, CompressRow, ShortFitRow
+from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting.answers import of_search
 from chestx_cli.store.directory import open_study
@@ -93,13 +97,13 @@ class Builder:
         self.run.reporter.note(f"{described}: {costs}")
         return cost
 
-    def nearest(self, percent: int, criterion: str) -> int:
-        """Return the percentage of MACs nearest to `percent` that a criterion can remove, in the first fold."""
-        return self._nearest(self.folds[0], percent, criterion)
+    def nearest(self, percent: int, choice: ChannelChoice) -> int:
+        """Return the percentage of MACs nearest to `percent` that a choice can remove, in the first fold."""
+        return self._nearest(self.folds[0], Network(percent=percent, choice=choice))
 
-    def _nearest(self, fold: Fold, percent: int, criterion: str) -> int:
-        with self.run.reporter.progress(f"Choosing channels for {percent} % of the MACs by {criterion}", None):
-            return fold.fits.prober.nearest(percent, dataclasses.replace(fold.fits.cutting, criterion=criterion))
+    def _nearest(self, fold: Fold, network: Network) -> int:
+        with self.run.reporter.progress(f"Choosing channels: {describe(network)}", None):
+            return fold.fits.prober.nearest(network.percent, fold.fits.cutting_of(network))
 
     def may_fit(self, network: Network, epochs: int) -> bool:
         """Return whether a fit is known, or leaves the time in which its network could be built."""
@@ -156,9 +160,10 @@ class Builder:
         network = candidate.network
         if network.is_parent:
             return derived_name(self.parent, f"{candidate.int8}-int8")
-        own = f"structured-{network.percent}-{network.criterion}"
-        if network.student is not None:
-            student = self.folds[0].fits.students[network.student]
+        if network.choice is not None:
+            own = f"{network.choice.method}-{network.percent}-{network.choice.criterion}"
+        else:
+            student = self.folds[0].fits.students[network.student or ""]
             # The epochs distinguish it from a student made by `chestx distill` itself.
             own = f"{student_suffix(student.backbone, student.width)}-{self.recipe.finetune_epochs}"
         fitted = derived_name(self.parent, own)
@@ -188,8 +193,8 @@ class Builder:
                 seed=recipe.seed,
                 force=self.force,
             )
-        if network.student is not None:
-            student = fold.fits.students[network.student]
+        if network.choice is None:
+            student = fold.fits.students[network.student or ""]
             return self.run.make(
                 distill,
                 study=root,
@@ -204,16 +209,14 @@ class Builder:
                 seed=recipe.seed,
                 force=self.force,
             )
-        criterion = network.criterion or self.folds[0].fits.cutting.criterion
         return self.run.make(
             prune,
             study=root,
-            method="structured",
+            method=network.choice.method,
             # Widths, and so the shares that can be removed, may differ between folds.
-            amount=(network.percent if fold is self.folds[0] else self._nearest(fold, network.percent, criterion))
-            / 100,
+            amount=(network.percent if fold is self.folds[0] else self._nearest(fold, network)) / 100,
             finetune_epochs=recipe.finetune_epochs,
-            criterion=criterion,
+            criterion=network.choice.criterion,
             round_to=recipe.round_to,
             floor=recipe.floor,
             distill=recipe.distill,
@@ -230,9 +233,10 @@ def describe(network: Network) -> str:
     """Return a network in words."""
     if network.student is not None:
         return f"student {network.student}"
-    if network.is_parent:
+    if network.choice is None:
         return "the parent"
-    return f"{network.percent} % of the MACs removed by {network.criterion}"
+    guided = ", guided" if network.choice.method == GUIDED else ""
+    return f"{network.percent} % of the MACs removed by {network.choice.criterion}{guided}"
 
 
 def _in_words(cost: Cost) -> str:
@@ -281,6 +285,7 @@ def compress(
             metavar="NAME,...",
         ),
     ] = (),
+    guided: Annotated[bool, Opt(help="Channels removed where sensitivity is least compete, too.")] = False,
     students: Annotated[
         tuple[str, ...],
         Opt(
@@ -303,6 +308,7 @@ def compress(
 
     Untrained copies are timed to find how much to remove. Networks pruned by each criterion, and students, compete in
     short fits with the parent as teacher: the better half is fitted further, and the last two are built and quantized.
+    With --guided, networks whose channels were removed by the measured sensitivity compete, too; it is measured first.
     With an objective its cost is minimised within --max-drop, and no other limit is needed. Only validation images
     choose, those of all folds if the study has folds. Every model is stored as a variant, and running the command again
     continues; with --force everything is measured, fitted and built again. Exits with 3 if the limits cannot be met.
@@ -327,6 +333,12 @@ def compress(
         seed=seed,
     )
     folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime, renews=force)
+    usual = folds[0].fits.cutting.criterion
+    tried = criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA)))
+    choices = [ChannelChoice(criterion=criterion) for criterion in tried]
+    if guided:
+        choices.insert(1, ChannelChoice(criterion=tried[0], method=GUIDED))
+        folds = tuple(_guided(run, fold, tried[0], seed, force=force) for fold in folds)
     bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop, objective=objective)
     groups = stacked([fold.pair(fold.reference).cells[0] for fold in folds]).images.groups
     models = SearchedModels(
@@ -339,9 +351,8 @@ def compress(
         runtime=runtime,
     )
     builder = Builder(run=run, models=models, recipe=recipe, deadline_s=began_s + time_budget * 60, force=force)
-    usual = folds[0].fits.cutting.criterion
     space = Space(
-        criteria=criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))),
+        choices=choices,
         students=tuple(known),
         short_epochs=short_epochs,
         full_epochs=finetune_epochs,
@@ -384,6 +395,26 @@ def compress(
         "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
     return result.replace(answer=of_search(result, stopped, first_fold))
+
+
+def _guided(run: Run, fold: Fold, criterion: str, seed: int, *, force: bool) -> Fold:
+    """Return the fold with the structured sensitivity of its parent, measured unless it is stored."""
+    about = (run, fold.study, fold.parent, GroupSensitivityRecord)
+    try:
+        measured = None if force else require_sensitivity(*about, fold.name)
+    except StudyError:
+        measured = None
+    if measured is None or measured.record.criterion != criterion:
+        run.make(
+            sensitivity,
+            study=fold.study.root,
+            structured=True,
+            criterion=criterion,
+            parent=fold.parent.name,
+            seed=seed,
+        )
+        measured = require_sensitivity(*about, fold.name)
+    return fold.guided_by(measured)
 
 
 def _require_measurable(objective: str | None, runtime: str) -> None:

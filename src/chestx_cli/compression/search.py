@@ -13,6 +13,8 @@ from typing import Protocol
 
 FP32, INT8 = "FP32", "INT8"
 STATIC, QAT = "static", "qat"
+# Pruning methods whose networks may compete.
+STRUCTURED, GUIDED = "structured", "guided"
 LATENCY, SIZE, ENERGY = "latency", "size", "energy"
 OBJECTIVES = (LATENCY, SIZE, ENERGY)
 # Largest share of the MACs to remove, in per cent; the floors of the channel groups allow no more.
@@ -120,14 +122,22 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelChoice:
+    """How channels are chosen: by a criterion, and over the groups by a pruning method, structured or guided."""
+
+    criterion: str
+    method: str = STRUCTURED
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
-    """An FP32 network to fit: the parent with a percentage of its MACs removed by a criterion, or a student.
+    """An FP32 network to fit: the parent with a percentage of its MACs removed, or a student.
 
     Without a percentage and a student, it is the parent itself.
     """
 
     percent: int = 0
-    criterion: str | None = None
+    choice: ChannelChoice | None = None
     student: str | None = None
 
     @property
@@ -146,9 +156,9 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The search space: criteria in order of preference, names of students, and epochs of short and full fits."""
+    """The search space: channel choices in order of preference, names of students, epochs of short and full fits."""
 
-    criteria: Sequence[str]
+    choices: Sequence[ChannelChoice]
     students: Sequence[str] = ()
     short_epochs: int
     full_epochs: int
@@ -157,7 +167,7 @@ class Space:
 class Measures(Protocol):
     """The measurements that the search needs."""
 
-    def nearest(self, percent: int, criterion: str) -> int:
+    def nearest(self, percent: int, choice: ChannelChoice) -> int:
         """Return the removable percentage of the MACs nearest to `percent`: widths have steps and a floor."""
 
     def cost(self, network: Network) -> Mapping[str, Cost]:
@@ -223,8 +233,8 @@ def _half(networks: int) -> int:
 def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
     """Build candidates and return them, in the order of building, with their quality.
 
-    Costs decide which networks compete: for each criterion, the network with the smallest share of MACs removed that
-    meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
+    Costs decide which networks compete: for each channel choice, the network with the smallest share of MACs removed
+    that meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
     Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is also
     built by quantization-aware training. If its drop is too large, bisection looks for a smaller share; with an
     objective, for the largest share within the drop limit. A student has no share: where the best is a student whose
@@ -267,8 +277,8 @@ class _Search:
             if pruned is None:
                 return self.built
             best = pruned
-        chosen = next((network.criterion for network in ranked if network.criterion), self.space.criteria[0])
-        self._vary_share(best, best.network.criterion or chosen)
+        chosen = next((network.choice for network in ranked if network.choice), self.space.choices[0])
+        self._vary_share(best, best.network.choice or chosen)
         return self.built
 
     def _best_pruned(
@@ -293,6 +303,9 @@ class _Search:
             self.costs[network] = self.measures.cost(network)
         return self.costs[network]
 
+    def _load(self, network: Network) -> float:
+        return self.bounds.load(self._cost(network)[self._kind(network)])
+
     def _kind(self, network: Network) -> str:
         """Return the kind, FP32 or INT8, in which a network runs; a pruned network runs in the parent's."""
         return self.bounds.faster_kind(self._cost(network if network.student else Network()))
@@ -307,26 +320,28 @@ class _Search:
         kind = self._kind(Network())
         # Without an objective, removing more than necessary would only cost quality.
         shares = SHARES if self.bounds.objective is not None else 1
-        # Ordered by share before criterion: if time is short, the networks that are fitted compare the criteria.
+        # Ordered by share before choice: if time is short, the networks that are fitted compare the choices.
         tiers: list[list[Network]] = [[] for _ in range(shares)]
-        for criterion in self.space.criteria:
+        for choice in self.space.choices:
 
-            def load_at(percent: int, criterion: str = criterion) -> float:
-                return self.bounds.load(self._cost(_pruned(percent, criterion))[kind])
+            def load_at(percent: int, choice: ChannelChoice = choice) -> float:
+                return self.bounds.load(self._cost(_pruned(percent, choice))[kind])
 
             least_here = least_percent(load_at, least)
             least = least_here if least is None else least
             step = (MOST_PERCENT - least_here) / shares
             for number, tier in enumerate(tiers):
                 percent = least_here + round(step * number)
-                tier.append(_pruned(percent and self.measures.nearest(percent, criterion), criterion))
+                tier.append(_pruned(percent and self.measures.nearest(percent, choice), choice))
             if not least_here and shares == 1:
-                # Without pruning, all criteria are equivalent.
+                # Without pruning, all choices are equivalent.
                 break
         for student in (Network(student=name) for name in self.space.students):
-            if self.bounds.load(self._cost(student)[self._kind(student)]) <= 1:
+            if self._load(student) <= 1:
                 tiers[0].append(student)
-        return list(dict.fromkeys(network for tier in tiers for network in tier))
+        networks = list(dict.fromkeys(network for tier in tiers for network in tier))
+        # Widths have steps and a floor, so a choice may end above the limit: it competes only if all do.
+        return [network for network in networks if self._load(network) <= 1] or networks
 
     def _ranked(self, networks: list[Network]) -> list[Network]:
         """Return the networks in the order of successive halving: those that it leaves first, the best of them first.
@@ -368,7 +383,7 @@ class _Search:
             last = candidate
         return last
 
-    def _vary_share(self, best: Candidate, criterion: str) -> None:
+    def _vary_share(self, best: Candidate, choice: ChannelChoice) -> None:
         """Search by bisection for the largest share within the drop limit.
 
         If the best candidate is within it, larger shares are built only for an objective.
@@ -381,23 +396,23 @@ class _Search:
             candidate.network.percent
             for candidate, quality in self.built.items()
             if candidate.int8 == best.int8
-            and candidate.network.criterion == criterion
+            and candidate.network.choice == choice
             and candidate.network.percent > percent
             and not self.bounds.is_kept(quality)
         ]
         low, high = (percent, min([MOST_PERCENT, *too_large])) if fits else (0, percent)
         while high - low > KNEE_PERCENT:
-            middle = self.measures.nearest((low + high) // 2, criterion)
+            middle = self.measures.nearest((low + high) // 2, choice)
             if not low < middle < high:
                 return
-            candidate = self._attempt(_pruned(middle, criterion), best.int8)
+            candidate = self._attempt(_pruned(middle, choice), best.int8)
             if candidate is None:
                 return
             low, high = (middle, high) if self.bounds.is_kept(self.built[candidate]) else (low, middle)
 
 
-def _pruned(percent: int, criterion: str) -> Network:
-    return Network(percent=percent, criterion=criterion) if percent else Network()
+def _pruned(percent: int, choice: ChannelChoice) -> Network:
+    return Network(percent=percent, choice=choice) if percent else Network()
 
 
 def _chain(network: Network, int8: str | None) -> tuple[Candidate, ...]:

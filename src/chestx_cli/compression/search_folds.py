@@ -25,9 +25,11 @@ from chestx_cli.store.locks import hold
 from chestx_cli.store.variants import open_parent
 
 if TYPE_CHECKING:
+    from chestx_cli.compression.pruning.allocation import Measured
     from chestx_cli.compression.pruning.methods import Structured
     from chestx_cli.compression.short_fits import Student
     from chestx_cli.core.command import Run
+    from chestx_cli.records.sensitivity import GroupSensitivityRecord
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
@@ -45,6 +47,10 @@ class Fold:
     parent: VariantRecord
     reference: Predictions
     fits: ShortFits
+
+    def guided_by(self, measured: Measured[GroupSensitivityRecord]) -> Fold:
+        """Return the fold with the parent's structured sensitivity, by which networks can be guided."""
+        return dataclasses.replace(self, fits=dataclasses.replace(self.fits, guide=measured))
 
     def own(self, predictions: Predictions) -> Predictions:
         """Return predictions with the fold in the ids: an image may be a validation image of several folds."""

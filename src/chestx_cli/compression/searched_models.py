@@ -115,6 +115,7 @@ class SearchedModels:
         import numpy as np
 
         pairs, cost, record = self.pairs(candidate), costs[candidate], self.records[candidate][0]
+        choice = candidate.network.choice
         worth = self.quality(pairs)
         reference, model = (stacked([pair.cells[side] for pair in pairs]) for side in (0, 1))
         paired = compare(reference.correct, model.correct, self.patients, margin=0.0)
@@ -123,7 +124,8 @@ class SearchedModels:
         auroc, reference_auroc = (ENDPOINTS[AUROC].total([pair.cells[side] for pair in pairs]).value for side in (1, 0))
         return CompressRow(
             variant=record.name,
-            criterion=candidate.network.criterion,
+            criterion=choice.criterion if choice else None,
+            method=choice.method if choice else None,
             int8=candidate.int8,
             macs_removed=1 - record.macs / self.folds[0].parent.macs,
             latency_p50_ms=cost.latency_ms,

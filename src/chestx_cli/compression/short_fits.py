@@ -13,9 +13,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from chestx_cli.compression.pruning.allocation import by_sensitivity
 from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import prune_channels
 from chestx_cli.compression.pruning.width import at_width, require_width
+from chestx_cli.compression.search import GUIDED
 from chestx_cli.core.errors import ChestxError, IntegrityError, UsageError, WeightsError, again
 from chestx_cli.core.files import identified, read_json, write_atomic
 from chestx_cli.core.options import parse_share
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.compression.cost_probe import Prober
-    from chestx_cli.compression.pruning.structured import Cutting
+    from chestx_cli.compression.pruning.allocation import Measured
+    from chestx_cli.compression.pruning.structured import Allocator, Cutting
     from chestx_cli.compression.pruning.unstructured import Finetune
-    from chestx_cli.compression.search import Network
+    from chestx_cli.compression.search import ChannelChoice, Network
     from chestx_cli.core.progress import Reporter
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.recipe import Recipe
+    from chestx_cli.records.sensitivity import GroupSensitivityRecord
     from chestx_cli.records.variant import EpochRow, VariantRecord
 
 STAGE = "short fit"
@@ -129,8 +133,9 @@ class ShortFits:
     """The short fits of one split.
 
     Predictions are cached in `results`; `states` has the checkpoints from which fits continue. A search that was killed
-    therefore resumes, even within a fit. If it `renews`, the results and states of earlier runs are removed before a
-    network is fitted; `renewed` are the keys of the networks whose were.
+    therefore resumes, even within a fit. `guide` is the parent's sensitivity, by which networks are guided; None if
+    none is. If it `renews`, the results and states of earlier runs are removed before a network is fitted; `renewed`
+    are the keys of the networks whose were.
     """
 
     parent: VariantRecord
@@ -142,6 +147,7 @@ class ShortFits:
     results: Path
     states: Path
     reporter: Reporter
+    guide: Measured[GroupSensitivityRecord] | None = None
     renews: bool = False
     renewed: set[str] = field(default_factory=set)
 
@@ -259,7 +265,16 @@ class ShortFits:
 
     def cutting_of(self, network: Network) -> Cutting:
         """Return the rules for choosing the channels of a pruned network."""
-        return replace(self.cutting, criterion=network.criterion or self.cutting.criterion)
+        choice = network.choice
+        if choice is None:
+            return self.cutting
+        return replace(self.cutting, criterion=choice.criterion, allocator=self._allocator(choice))
+
+    def _allocator(self, choice: ChannelChoice) -> Allocator | None:
+        if choice.method != GUIDED:
+            return None
+        assert self.guide is not None  # noqa: S101 - measured before guided networks compete
+        return by_sensitivity(self.guide.record)
 
     def _recipe(self, epochs: int) -> Recipe:
         return recipe_of(
@@ -278,11 +293,13 @@ class ShortFits:
         """Return everything that a network's fit depends on, except the number of epochs."""
         recipe, limits = self._recipe(0), self.cutting.limits
         student = self.students[network.student] if network.student is not None else None
+        choice = network.choice
         return {
             "parent_sha256": self.parent.model_sha256,
             "split_sha256": self.prober.data.split.sha256,
             "percent": network.percent,
-            "criterion": network.criterion,
+            "criterion": choice.criterion if choice else None,
+            "guide": self.guide.sha256 if self.guide and choice and choice.method == GUIDED else None,
             "student": network.student,
             "weights": identified(student.file) if student and student.file else None,
             "round_to": limits.round_to,

@@ -6,7 +6,7 @@ import bisect
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from chestx_cli.compression.pruning.unstructured import (
     held_zeros,
@@ -36,18 +36,24 @@ STORED: Mapping[type[Record], tuple[str, str]] = {
 }
 
 
+Sensitivity = TypeVar("Sensitivity", bound=SensitivityRecord | GroupSensitivityRecord)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Generic[Sensitivity]):
     """The stored sensitivity of a variant, and the hash of its document."""
 
-    record: SensitivityRecord | GroupSensitivityRecord
+    record: Sensitivity
     sha256: str
 
 
 def require_sensitivity(
-    run: Run, study: Study, variant: VariantRecord, kind: type[SensitivityRecord] | type[GroupSensitivityRecord]
-) -> Measured:
-    """Read the stored sensitivity of a variant and record it as an input; raises StudyError if missing or stale."""
+    run: Run, study: Study, variant: VariantRecord, kind: type[Sensitivity], fold: str = ""
+) -> Measured[Sensitivity]:
+    """Read the stored sensitivity of a variant and record it as an input; raises StudyError if missing or stale.
+
+    fold: precedes the input's name in a command that reads those of several folds.
+    """
     file, command = STORED[kind]
     path = study.variant(variant.name) / file
     remedy = f'run "{command} --from {variant.name}" first'
@@ -57,7 +63,7 @@ def require_sensitivity(
     if record.model_sha256 != variant.model_sha256:
         raise StudyError(f"the stored sensitivity is of an earlier {variant.name}", remedy.replace("first", "again"))
     measured = Measured(record=record, sha256=sha256_of(path))
-    run.uses(f"{variant.name}/{file}", measured.sha256)
+    run.uses("/".join(filter(None, (fold, variant.name, file))), measured.sha256)
     return measured
 
 

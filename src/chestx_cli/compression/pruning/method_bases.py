@@ -53,7 +53,6 @@ from chestx_cli.records.variant import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.compression.pruning.structured import Allocator
     from chestx_cli.compression.pruning.unstructured import Finetune
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.recipe import Recipe
@@ -289,10 +288,8 @@ class ChannelsMethod(PruningMethod):
         )
 
 
-def channels_removed(
-    task: PruningTask, cutting: Cutting, *, amount: float, steps: int, allocator: Allocator | None = None
-) -> Pruned:
-    """Remove the share `amount` of the MACs of the task's network, distributed by the allocator."""
+def channels_removed(task: PruningTask, cutting: Cutting, *, amount: float, steps: int) -> Pruned:
+    """Remove the share `amount` of the MACs of the task's network."""
     parent = task.parent
     pruned, rows = prune_channels(
         task.network,
@@ -301,7 +298,6 @@ def channels_removed(
         amount=amount,
         steps=steps,
         finetune=task.finetune,
-        allocator=allocator,
         reporter=task.reporter,
     )
     parameters, _ = count_parameters(pruned)

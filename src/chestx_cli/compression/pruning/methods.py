@@ -176,8 +176,8 @@ class Guided(ChannelsMethod):
     def prune(self, task: PruningTask) -> Pruned:
         """Remove channels or zero weights where the loss increases least."""
         if isinstance(task.sensitivity, GroupSensitivityRecord):
-            allocator = by_sensitivity(task.sensitivity)
-            return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps, allocator=allocator)
+            cutting = replace(self.cutting(task), allocator=by_sensitivity(task.sensitivity))
+            return channels_removed(task, cutting, amount=self.amount, steps=self.steps)
         assert task.sensitivity is not None  # noqa: S101 - it is this method's requirement
         network = task.network
         target = target_sparsity(overall_sparsity(layer_sparsity(network)), (self.amount,))

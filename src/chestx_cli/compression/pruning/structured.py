@@ -63,7 +63,11 @@ Allocator = Callable[[Room], Allocation]
 
 @dataclass(frozen=True, kw_only=True)
 class Cutting:
-    """Rules for choosing channels: the criterion, the limits, and the layer whose outputs are kept."""
+    """Rules for choosing channels: the criterion, the limits, the layer whose outputs are kept, and the allocator.
+
+    The default allocator removes the same share from every group, or the lowest-ranked channels if the criterion's
+    scores are comparable across groups.
+    """
 
     criterion: str
     limits: Limits
@@ -71,6 +75,7 @@ class Cutting:
     device: str
     precision: str
     seed: int
+    allocator: Allocator | None = None
 
 
 def prune_channels(
@@ -81,15 +86,12 @@ def prune_channels(
     amount: float,
     steps: int,
     finetune: Finetune | None,
-    allocator: Allocator | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[nn.Module, list[EpochRow]]:
     """Remove the share `amount` of a network's MACs; return the pruned network and the rows of its fine-tuning epochs.
 
     The share is removed in `steps` of equal ratio; after each, BatchNorm statistics are re-estimated and the network is
-    fine-tuned. The default allocator removes the same share from every group, or the lowest-ranked channels if the
-    criterion's scores are comparable across groups. Raises ChestxError if the share cannot be reached to within a
-    percentage point.
+    fine-tuned. Raises ChestxError if the share cannot be reached to within a percentage point.
     """
     side = data.preprocessing.image_size_px
     whole = count_macs(network, side)
@@ -103,7 +105,6 @@ def prune_channels(
             originals,
             kept_macs=whole * (1 - amount) ** (step / steps),
             whole_macs=whole,
-            allocator=allocator,
         )
         reestimate_batchnorm(network, data, device=cutting.device, reporter=reporter)
         if finetune is not None:
@@ -127,7 +128,6 @@ def narrowed(
     *,
     kept_macs: float,
     whole_macs: float,
-    allocator: Allocator | None = None,
 ) -> nn.Module:
     """Return a copy of a network pruned to `kept_macs` without fine-tuning; `whole_macs`: MACs of the unpruned network.
 
@@ -147,7 +147,7 @@ def narrowed(
     }
     macs = MacsByWidth(network, groups, side)
     room = Room(groups=groups, scores=scores, choices=choices, macs=macs)
-    allocate = (allocator or default_allocator(cutting.criterion))(room)
+    allocate = (cutting.allocator or default_allocator(cutting.criterion))(room)
     widths = fit_widths(macs, choices, allocate, kept_macs=kept_macs, whole_macs=whole_macs)
     removed = {
         group.name: channels_to_remove(group, scores[group.name], widths[group.name])
