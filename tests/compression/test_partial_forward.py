@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
 from chestx_cli.compression.pruning import onednn
-from chestx_cli.compression.pruning.layer_sensitivity import l1_masks, measure_layers, measurements_to_check
+from chestx_cli.compression.pruning.layer_sensitivity import (
+    check_precision,
+    images_to_check,
+    l1_masks,
+    measure_layers,
+    measurements_to_check,
+)
 from chestx_cli.compression.pruning.onednn import Geometry, PackedConv, pack_convolutions
 from chestx_cli.compression.pruning.onednn_int8 import (
     Grid,
@@ -24,7 +31,7 @@ from chestx_cli.compression.pruning.onednn_int8 import (
     restored,
     rounded,
 )
-from chestx_cli.compression.pruning.partial_forward import run_with_pauses
+from chestx_cli.compression.pruning.partial_forward import Replacement, run_with_pauses
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
@@ -60,10 +67,10 @@ def trained(backbone: str) -> nn.Module:
     return network.eval()
 
 
-def made_up_data() -> FitData:
+def made_up_data(labels: npt.NDArray[np.int64] | None = None) -> FitData:
     rng = np.random.default_rng(3)
-    labels = np.arange(IMAGES) % 2
-    names = np.array([f"img-{row}" for row in range(IMAGES)])
+    labels = np.arange(IMAGES) % 2 if labels is None else labels
+    names = np.array([f"img-{row}" for row in range(len(labels))])
     split = Split(
         root=Path(),
         classes=("NORMAL", "PNEUMONIA"),
@@ -72,11 +79,11 @@ def made_up_data() -> FitData:
         paths=names,
         labels=labels.astype(np.int64),
         groups=names,
-        parts=np.array(["val"] * IMAGES),
+        parts=np.array(["val"] * len(labels)),
         image_sha256=names,
         sha256="",
     )
-    pixels = rng.integers(0, 256, (IMAGES, SIDE_PX, SIDE_PX), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (len(labels), SIDE_PX, SIDE_PX), dtype=np.uint8)
     return FitData(pixels=pixels, split=split, preprocessing=Preprocessing(image_size_px=SIDE_PX))
 
 
@@ -203,7 +210,7 @@ def test_each_convolution_of_a_network_can_compute_in_8_bits(backbone: str, monk
     convolutions = [module for module in graph_module.modules() if isinstance(module, PackedConv)]
     assert all(isinstance(conv, Int8Conv) for conv in convolutions)
     seen: list[Int8Conv] = []
-    compute = Int8Conv._compute
+    compute = Int8Conv.compute
 
     def checked(conv: Int8Conv, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
         found = compute(conv, x, other, packed)
@@ -211,7 +218,7 @@ def test_each_convolution_of_a_network_can_compute_in_8_bits(backbone: str, monk
         seen.append(conv)
         return found
 
-    monkeypatch.setattr(Int8Conv, "_compute", checked)
+    monkeypatch.setattr(Int8Conv, "compute", checked)
     with torch.inference_mode():
         graph_module(inputs)
     assert len(seen) == len(convolutions)
@@ -263,9 +270,9 @@ def test_a_network_without_finite_logits_is_not_measured(number: float, precisio
             layer.get_parameter("weight").mul_(number)
     amounts = dict.fromkeys(prunable_layers(network), (0.5,))
     with pytest.raises(ChestxError, match="no finite loss"):
-        measure_layers(
+        _ = measure_layers(
             network, amounts, made_up_data(), device="cpu", precision=precision, advance=lambda _images: None
-        )
+        ).intact
 
 
 @pytest.mark.parametrize("amount", [0.01, 0.5, 0.9, 0.99])
@@ -308,15 +315,16 @@ def test_a_network_of_a_plugin_is_measured_as_it_computes(precision: str) -> Non
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         norm.running_var = torch.rand(8) + 0.5
     layers = list(prunable_layers(network))
-    intact, found = measure_layers(
+    sweep = measure_layers(
         network, dict.fromkeys(layers, (0.6,)), data, device="cpu", precision=precision, advance=lambda _images: None
     )
     inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))
     labels = torch.from_numpy(data.split.labels)
     tolerance = 1e-4 if precision == "fp32" else 0.02
     with torch.inference_mode():
-        assert intact.loss == pytest.approx(float(nn.functional.cross_entropy(network(inputs), labels)), abs=tolerance)
-    for row in found:
+        whole = float(nn.functional.cross_entropy(network(inputs), labels))
+    assert sweep.intact.loss == pytest.approx(whole, abs=tolerance)
+    for row in sweep.measurements:
         pruned = copy.deepcopy(network)
         prune.l1_unstructured(pruned.get_submodule(row.layer), "weight", amount=0.6)
         with torch.inference_mode():
@@ -327,7 +335,8 @@ def test_a_network_of_a_plugin_is_measured_as_it_computes(precision: str) -> Non
 def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> None:
     network, data = trained("tiny"), made_up_data()
     amounts = dict.fromkeys(prunable_layers(network), (0.1, 0.5, 0.9))
-    _, every = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
+    whole = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
+    every = whole.measurements
     chosen = measurements_to_check(every)
     pairs = {(layer, amount) for layer, some in chosen.items() for amount in some}
     assert len(pairs) == 12
@@ -335,11 +344,64 @@ def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> 
     of_chosen = [one.loss for one in every if (one.layer, one.amount) in pairs]
     assert (min(of_chosen), max(of_chosen)) == (min(losses), max(losses))
     counted: list[int] = []
-    _, some = measure_layers(network, chosen, data, device="cpu", precision="fp32", advance=counted.append)
+    some = measure_layers(network, chosen, data, device="cpu", precision="fp32", advance=counted.append).measurements
     assert sum(counted) == IMAGES * len(pairs)
     assert {(one.layer, one.amount): one for one in some} == {
         (one.layer, one.amount): one for one in every if (one.layer, one.amount) in pairs
     }
+
+
+@pytest.mark.parametrize(("images", "positive"), [(10, 5), (60, 30), (1000, 20), (57, 56), (2, 1)])
+def test_measurements_are_repeated_on_images_of_both_classes(images: int, positive: int) -> None:
+    labels = (np.arange(images) < positive).astype(np.int64)
+    data = made_up_data(labels)
+    rows = images_to_check(data)
+    assert len(set(rows)) == len(rows)
+    assert min(images, 24) <= len(rows) <= min(images, 24) + 1
+    assert set(data.split.is_positive(rows)) == {0, 1}
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
+def test_a_sweep_of_some_images_is_the_whole_one_of_these(precision: str) -> None:
+    network, data = trained("tiny"), made_up_data()
+    amounts = dict.fromkeys(prunable_layers(network), (0.3, 0.8))
+    whole = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=lambda _images: None)
+    rows = np.array([0, 3, 4, 7])
+    some = measure_layers(
+        network, amounts, data, device="cpu", precision=precision, advance=lambda _images: None, rows=rows
+    )
+    assert whole.on(rows).intact.loss == pytest.approx(some.intact.loss, abs=1e-6)
+    for one, other in zip(whole.on(rows).measurements, some.measurements, strict=True):
+        assert (one.layer, one.amount) == (other.layer, other.amount)
+        assert one.loss == pytest.approx(other.loss, abs=1e-6)
+    check = check_precision(whole, some)
+    assert check.images == len(rows)
+    assert check.max_loss_difference == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kernels", [pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
+)
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "tiny"])
+def test_a_weight_packed_for_one_batch_serves_batches_of_other_sizes(backbone: str, kernels: str) -> None:
+    network = trained(backbone)
+    graph_module = FoldedNetwork(network).graph_module
+    pack_convolutions(graph_module)
+    if kernels == "int8":
+        quantize_convolutions(graph_module, [torch.randn(2, 3, SIDE_PX, SIDE_PX)])
+    layers = prunable_layers(network)
+    batches = [torch.randn(n, 3, SIDE_PX, SIDE_PX) for n in (3, 1, 8)]
+    with torch.inference_mode():
+        runs = [run_with_pauses(graph_module, batch, frozenset(layers)) for batch in batches]
+        for pauses in zip(*runs, strict=True):
+            if pauses[0].layer is None:
+                continue
+            weight = graph_module.get_submodule(pauses[0].layer).get_parameter("weight")
+            changed = weight * (torch.rand(weight.shape) > 0.5)
+            shared = Replacement(weight=changed)
+            for pause in pauses:
+                alone = pause.finish(Replacement(weight=changed))
+                assert torch.equal(pause.finish(shared), alone)
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_int8)])
@@ -347,13 +409,13 @@ def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> 
 def test_each_number_of_threads_finds_the_same(threads: int, precision: str) -> None:
     network, data = trained("tiny"), made_up_data()
     amounts = dict.fromkeys(prunable_layers(network), (0.3, 0.8))
-    _, alone = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=lambda _images: None)
+    alone = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=lambda _images: None)
     torch.set_num_threads(threads)
     counted: list[int] = []
-    _, found = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=counted.append)
+    found = measure_layers(network, amounts, data, device="cpu", precision=precision, advance=counted.append)
     assert torch.get_num_threads() == threads
     assert sum(counted) == IMAGES * len(amounts) * 2
-    for one, other in zip(alone, found, strict=True):
+    for one, other in zip(alone.measurements, found.measurements, strict=True):
         assert (other.layer, other.amount, other.accuracy) == (one.layer, one.amount, one.accuracy)
         assert other.loss == pytest.approx(one.loss, abs=1e-5)
 
@@ -364,8 +426,8 @@ def test_where_torch_lacks_the_kernels_the_plain_layers_compute(monkeypatch: pyt
     fused = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
     monkeypatch.setattr(onednn, "packing_is_available", lambda: False)
     plain = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=lambda _images: None)
-    assert plain[0].loss == pytest.approx(fused[0].loss, abs=1e-5)
-    assert [row.loss for row in plain[1]] == pytest.approx([row.loss for row in fused[1]], abs=1e-5)
+    assert plain.intact.loss == pytest.approx(fused.intact.loss, abs=1e-5)
+    assert [row.loss for row in plain.measurements] == pytest.approx([row.loss for row in fused.measurements], abs=1e-5)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -378,12 +440,12 @@ def test_the_sweep_equals_the_naive_one(backbone: str) -> None:
     amounts = dict.fromkeys(chosen, (0.3, 0.8))
     before = copy.deepcopy(network.state_dict())
     counted: list[int] = []
-    _, found = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=counted.append)
+    found = measure_layers(network, amounts, data, device="cpu", precision="fp32", advance=counted.append)
     assert sum(counted) == IMAGES * len(amounts) * 2
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))
     labels = torch.from_numpy(data.split.labels)
-    by_key = {(row.layer, row.amount): row for row in found}
+    by_key = {(row.layer, row.amount): row for row in found.measurements}
     assert len(by_key) == len(amounts) * 2
     for name in amounts:
         for amount in (0.3, 0.8):

@@ -12,6 +12,7 @@ from chestx_cli.compression.pruning.group_sensitivity import measure_groups
 from chestx_cli.compression.pruning.layer_sensitivity import (
     CHECKED,
     check_precision,
+    images_to_check,
     measure_layers,
     measurements_to_check,
     rank_layers,
@@ -129,16 +130,17 @@ def sensitivity(
         network = move_to(load_network(target, variant), device)
         chosen = chosen_layers(network, layers)
         planned = len(chosen) * len(amounts)
-        checked = 0 if precision == "fp32" else min(CHECKED, planned)
-        total = n_images * (planned + checked)
+        repeated = None if precision == "fp32" else images_to_check(data)
+        total = n_images * planned + (0 if repeated is None else len(repeated) * min(CHECKED, planned))
         with run.reporter.progress("Pruning layer by layer", total) as advance:
             measure = partial(measure_layers, network, data=data, device=device, advance=advance)
-            intact, measurements = measure(dict.fromkeys(chosen, amounts), precision=precision)
-            rows = rank_layers(measurements, intact.loss, intact.accuracy)
+            sweep = measure(dict.fromkeys(chosen, amounts), precision=precision)
+            intact, measurements = sweep.intact, sweep.measurements
             check = None
-            if checked:
-                exact, exact_measurements = measure(measurements_to_check(measurements), precision="fp32")
-                check = check_precision(measurements, exact_measurements, intact.loss, exact.loss)
+            if repeated is not None:
+                exact = measure(measurements_to_check(measurements), precision="fp32", rows=repeated)
+                check = check_precision(sweep, exact)
+    rows = rank_layers(measurements, intact.loss, intact.accuracy)
     record = SensitivityRecord(
         stamp=run.stamp(),
         notes=(
@@ -146,7 +148,7 @@ def sensitivity(
             "ranked by loss. Layers that look alike here may differ on other images. The loss is the plain "
             "cross-entropy; the training loss is weighted by --balance. BatchNorm statistics were not "
             "re-estimated after pruning a layer.",
-            *(() if check is None else (check.sentence(precision, intact.loss),)),
+            *(() if check is None else (check.sentence(precision),)),
         ),
         variant=parent,
         split="val",

@@ -54,16 +54,23 @@ class PrecisionCheck:
     rank_correlation: float
     # Of the unpruned network in FP32; None in records of earlier versions.
     exact_loss: float | None = None
+    # Images on which they were repeated, and their loss unpruned in the other precision; None in earlier records.
+    images: Count | None = None
+    loss: float | None = None
 
-    def sentence(self, precision: str, loss: float) -> str:
-        """Return the differences in words, given the precision and the unpruned network's loss in it."""
-        exact = self.exact_loss
-        unpruned = "" if exact is None else f" The unpruned loss is {loss:.4f}, in FP32 {exact:.4f}."
+    def sentence(self, precision: str) -> str:
+        """Return the differences in words, given the precision."""
+        exact, images = self.exact_loss, "" if self.images is None else f" on {self.images} images"
+        unpruned = (
+            ""
+            if exact is None or self.loss is None
+            else f" Their unpruned loss is {self.loss:.4f}, in FP32 {exact:.4f}."
+        )
         ranks = f"; the rank correlation is {self.rank_correlation:.3f}" if math.isfinite(self.rank_correlation) else ""
         return (
             f"{COMPUTED[precision]} {self.measurements} measurements, from the largest to the smallest loss, were "
-            f"repeated in FP32: the loss increase differs by at most {self.max_loss_difference:.4f} and the accuracy "
-            f"by at most {self.max_accuracy_difference:.3f}{ranks}.{unpruned}"
+            f"repeated in FP32{images}: the loss increase differs by at most {self.max_loss_difference:.4f} and the "
+            f"accuracy by at most {self.max_accuracy_difference:.3f}{ranks}.{unpruned}"
         )
 
 

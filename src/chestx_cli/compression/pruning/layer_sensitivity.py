@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.compression.pruning.partial_forward import run_with_pauses
+from chestx_cli.compression.pruning.partial_forward import Replacement, run_with_pauses
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.evaluation.statistics.outcome import Outcome, outcome_of
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.training_data import FitData
 
+    Rows = npt.NDArray[np.int64]
+
 # On a CPU, small enough for a batch's activations to stay in the cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
-# Measurements that are repeated in FP32, to check another precision.
-CHECKED = 12
+# Batches that a processor computes side by side, so that each replaced weight is packed once for all of them.
+BATCHES_TOGETHER = 4
+# Measurements that are repeated in FP32, to check another precision, and on how many images.
+CHECKED, CHECKED_IMAGES = 12, 24
 # Validation images that show the ranges of activations in 8 bits. With all 57 of a study the measurements were as near
 # to those in FP32.
 CALIBRATION_IMAGES = 16
@@ -38,8 +43,8 @@ CALIBRATION_IMAGES = 16
 INTACT = ("", 0.0)
 
 
-def validation_outcome(logits: torch.Tensor, data: FitData) -> Outcome:
-    """Return the outcome of logits [N, 2] on the validation images.
+def validation_outcome(logits: torch.Tensor, data: FitData, rows: Rows | None = None) -> Outcome:
+    """Return the outcome of logits [N, 2] on the images in `rows` [N], by default all validation images.
 
     Raises ValueError if a class has no images, ChestxError if a logit is not finite.
     """
@@ -47,7 +52,53 @@ def validation_outcome(logits: torch.Tensor, data: FitData) -> Outcome:
         raise ChestxError("the network has no finite loss on the validation images", "train it again")
     positive, logits = data.split.positive, logits.double()
     log_odds = (logits[:, positive] - logits[:, 1 - positive]).numpy()
-    return outcome_of(log_odds, data.split.is_positive(data.split.indices("val")))
+    return outcome_of(log_odds, data.split.is_positive(data.split.indices("val") if rows is None else rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSweep:
+    """The logits of a network intact and with each layer alone pruned, for the images in `rows` [N].
+
+    layers: the pruned layers. logits: [N, 2] by layer and amount, or by INTACT.
+    """
+
+    data: FitData
+    rows: Rows
+    layers: Mapping[str, nn.Module]
+    logits: Mapping[tuple[str, float], torch.Tensor]
+
+    def on(self, rows: Rows) -> LayerSweep:
+        """Return the sweep of fewer images."""
+        import numpy as np
+        import torch
+
+        places = torch.from_numpy(np.flatnonzero(np.isin(self.rows, rows)))
+        return replace(
+            self, rows=self.rows[places.numpy()], logits={key: logits[places] for key, logits in self.logits.items()}
+        )
+
+    @property
+    def intact(self) -> Outcome:
+        """The outcome of the intact network."""
+        return validation_outcome(self.logits[INTACT], self.data, self.rows)
+
+    @property
+    def measurements(self) -> tuple[LayerMeasurement, ...]:
+        """The outcome of each pruned layer, by layer and amount as they were measured."""
+        return tuple(self._measurement(*key) for key in self.logits if key != INTACT)
+
+    def _measurement(self, name: str, amount: float) -> LayerMeasurement:
+        outcome = validation_outcome(self.logits[name, amount], self.data, self.rows)
+        layer = self.layers[name]
+        return LayerMeasurement(
+            layer=name,
+            kind=type(layer).__name__,
+            weights=present_weight(layer).numel(),
+            amount=amount,
+            loss=outcome.loss,
+            accuracy=outcome.accuracy,
+            auroc=outcome.auroc,
+        )
 
 
 def measure_layers(
@@ -58,25 +109,28 @@ def measure_layers(
     device: str,
     precision: str,
     advance: Callable[..., None],
-) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
+    rows: Rows | None = None,
+) -> LayerSweep:
     """Measure a network intact and with each layer alone pruned by L1 magnitude; the network is not changed.
 
     Activations before a pruned layer do not depend on it, so each batch runs through the network once, and from each
     layer onwards once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own
     batches. amounts: for each layer to prune, the shares of its weights. precision: of weights and activations, fp32
     or bf16, or int8 of convolutions alone, where `int8_is_available`. advance: called from any thread with the number
-    of images of each partial run, N for each layer and amount in total.
+    of images of each partial run, N for each layer and amount in total. rows: the images [N], by default all validation
+    images.
     """
     import numpy as np
     import torch
 
     layers = {name: network.get_submodule(name) for name in amounts}
-    rows = data.split.indices("val")
+    validation = data.split.indices("val")
+    rows = validation if rows is None else rows
     streams, threads = _streams(device, len(rows))
     batches = _even_batches(rows, SUFFIX_BATCH[device], streams)
     # The split lists one class after the other.
-    spread = np.linspace(0, len(rows) - 1, min(CALIBRATION_IMAGES, len(rows))).round().astype(np.int64)
-    some = (network_input(data, batch, device) for batch in _even_batches(rows[spread], SUFFIX_BATCH[device], 1))
+    spread = np.linspace(0, len(validation) - 1, min(CALIBRATION_IMAGES, len(validation))).round().astype(np.int64)
+    some = (network_input(data, batch, device) for batch in _even_batches(validation[spread], SUFFIX_BATCH[device], 1))
     graph_module = _inference_graph(network, some, device, precision)
     if device == "cpu":
         # Each partial run frees and allocates all its activations.
@@ -94,29 +148,16 @@ def measure_layers(
                 advance=advance,
             )
             try:
-                parts = list(pool.map(sweep.logits_of, batches))
+                parts = list(pool.map(sweep.logits_of, _together(batches, streams)))
             finally:
                 # The pool waits for its threads even after a signal or an error, so tell them to stop.
                 sweep.stopped.set()
     finally:
         # torch's thread count is global: the last thread that sets it sets it for all.
         torch.set_num_threads(former_threads)
-    measurements = []
-    for name, layer in layers.items():
-        for amount in amounts[name]:
-            outcome = validation_outcome(torch.cat([part[name, amount] for part in parts]), data)
-            measurements.append(
-                LayerMeasurement(
-                    layer=name,
-                    kind=type(layer).__name__,
-                    weights=present_weight(layer).numel(),
-                    amount=amount,
-                    loss=outcome.loss,
-                    accuracy=outcome.accuracy,
-                    auroc=outcome.auroc,
-                )
-            )
-    return validation_outcome(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
+    keys = (INTACT, *((name, amount) for name in layers for amount in amounts[name]))
+    logits = {key: torch.cat([part for some in parts for part in some[key]]) for key in keys}
+    return LayerSweep(data=data, rows=rows, layers=layers, logits=logits)
 
 
 def _inference_graph(
@@ -152,23 +193,34 @@ class _Sweep:
     advance: Callable[..., None]
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def logits_of(self, rows: npt.NDArray[np.int64]) -> dict[tuple[str, float], torch.Tensor]:
-        """Return the logits [len(rows), classes] of the intact network and of each layer pruned by each amount."""
+    def logits_of(self, batches: Sequence[Rows]) -> dict[tuple[str, float], list[torch.Tensor]]:
+        """Return the logits [N, classes] of each batch, of the intact network and of each layer pruned by each amount.
+
+        The batches run through the network side by side.
+        """
         import torch
 
-        logits = {}
+        logits: dict[tuple[str, float], list[torch.Tensor]] = {}
         with torch.inference_mode():
-            inputs = network_input(self.data, rows, self.device).to(self.dtype)
-            for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
-                if pause.layer is None:
-                    logits[INTACT] = pause.finish(None).cpu()
+            runs = [
+                run_with_pauses(
+                    self.graph_module, network_input(self.data, rows, self.device).to(self.dtype), frozenset(self.masks)
+                )
+                for rows in batches
+            ]
+            for pauses in zip(*runs, strict=True):
+                layer = pauses[0].layer
+                if layer is None:
+                    logits[INTACT] = [pause.finish(None).cpu() for pause in pauses]
                     continue
-                weight = present_weight(self.graph_module.get_submodule(pause.layer))
-                for amount, mask in self.masks[pause.layer].items():
-                    if self.stopped.is_set():
-                        return logits
-                    logits[pause.layer, amount] = pause.finish(weight * mask).cpu()
-                    self.advance(len(rows))
+                weight = present_weight(self.graph_module.get_submodule(layer))
+                for amount, mask in self.masks[layer].items():
+                    replacement, found = Replacement(weight=weight * mask), logits.setdefault((layer, amount), [])
+                    for pause, rows in zip(pauses, batches, strict=True):
+                        if self.stopped.is_set():
+                            return logits
+                        found.append(pause.finish(replacement).cpu())
+                        self.advance(len(rows))
         return logits
 
 
@@ -185,12 +237,19 @@ def _streams(device: str, images: int) -> tuple[int, int]:
     return streams, torch.get_num_threads() // streams
 
 
-def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[npt.NDArray[np.int64]]:
+def _even_batches(rows: Rows, most: int, streams: int) -> list[Rows]:
     """Split rows into batches of nearly equal size, at most `most`, equally many per stream."""
     import numpy as np
 
     rounds = math.ceil(len(rows) / (most * streams))
     return np.array_split(rows, min(len(rows), rounds * streams))
+
+
+def _together(batches: Sequence[Rows], streams: int) -> list[Sequence[Rows]]:
+    """Return batches in groups of nearly equal size, at most BATCHES_TOGETHER, equally many per stream."""
+    groups = min(len(batches), math.ceil(len(batches) / (BATCHES_TOGETHER * streams)) * streams)
+    ends = [len(batches) * at // groups for at in range(groups + 1)]
+    return [batches[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def l1_masks(layer: nn.Module, amounts: Sequence[float]) -> dict[float, torch.Tensor]:
@@ -227,26 +286,41 @@ def measurements_to_check(measurements: Sequence[LayerMeasurement]) -> dict[str,
     return amounts
 
 
-def check_precision(
-    measurements: Sequence[LayerMeasurement], exact: Sequence[LayerMeasurement], loss: float, exact_loss: float
-) -> PrecisionCheck:
-    """Return how far measurements in another precision are from some that were repeated in FP32.
+def images_to_check(data: FitData) -> Rows:
+    """Return the validation images on which measurements are repeated, evenly spaced in each class; both have some."""
+    import numpy as np
 
-    Both are compared as changes from the unpruned network in their own precision: `loss` and `exact_loss`.
+    rows = data.split.indices("val")
+    is_positive = data.split.is_positive(rows)
+    chosen = []
+    for of_class in (rows[is_positive == 1], rows[is_positive == 0]):
+        wanted = math.ceil(len(of_class) * min(1.0, CHECKED_IMAGES / len(rows)))
+        chosen.append(of_class[np.linspace(0, len(of_class) - 1, wanted).round().astype(np.int64)])
+    return np.sort(np.concatenate(chosen))
+
+
+def check_precision(rough: LayerSweep, exact: LayerSweep) -> PrecisionCheck:
+    """Return how far measurements in another precision are from some that were repeated in FP32, on the same images.
+
+    Both are compared as changes from the unpruned network in their own precision.
     """
     from scipy.stats import spearmanr
 
-    by_key = {(one.layer, one.amount): one for one in measurements}
-    pairs = [(by_key[one.layer, one.amount], one) for one in exact]
-    increases = [(rough.loss - loss, fine.loss - exact_loss) for rough, fine in pairs]
+    rough = rough.on(exact.rows)
+    by_key = {(one.layer, one.amount): one for one in rough.measurements}
+    pairs = [(by_key[one.layer, one.amount], one) for one in exact.measurements]
+    loss, exact_loss = rough.intact.loss, exact.intact.loss
+    increases = [(one.loss - loss, fine.loss - exact_loss) for one, fine in pairs]
     rough_increases, exact_increases = ([pair[side] for pair in increases] for side in (0, 1))
     can_be_ranked = len(pairs) > 2 and len(set(rough_increases)) > 1 and len(set(exact_increases)) > 1
     return PrecisionCheck(
-        layers=len({one.layer for one in exact}),
+        layers=len({fine.layer for _, fine in pairs}),
         measurements=len(pairs),
-        max_loss_difference=max(abs(rough - fine) for rough, fine in increases),
-        max_accuracy_difference=max(abs(rough.accuracy - fine.accuracy) for rough, fine in pairs),
+        images=len(exact.rows),
+        max_loss_difference=max(abs(one - fine) for one, fine in increases),
+        max_accuracy_difference=max(abs(one.accuracy - fine.accuracy) for one, fine in pairs),
         rank_correlation=float(spearmanr(rough_increases, exact_increases).statistic) if can_be_ranked else math.nan,
+        loss=loss,
         exact_loss=exact_loss,
     )
 

@@ -52,15 +52,19 @@ class PackedConv(nn.Module):
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """Return the layer's output [N, C, H, W], with `other` of the same shape added before the activation."""
+        return self.compute(x, other, self.packed(x))
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's weight as the kernel wants it for an input [N, C, H, W], packed at the first call."""
         if self._packed is None:
-            self._packed = self._pack(self.weight, x)
-        return self._compute(x, other, self._packed)
+            self._packed = self.pack(self.weight, x)
+        return self._packed
 
-    def with_weight(self, weight: torch.Tensor, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the output [N, C, H, W] of `forward` for another weight [C, C in / groups, kernel H, kernel W]."""
-        return self._compute(x, other, self._pack(weight, x))
+    def pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return a weight [C, C in / groups, kernel H, kernel W] as the kernel wants it for an input [N, C, H, W].
 
-    def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        It can be used for inputs of other N.
+        """
         packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._moves(), list(x.shape))
         return packed
 
@@ -68,7 +72,10 @@ class PackedConv(nn.Module):
         moves = self.geometry
         return list(moves.padding), list(moves.stride), list(moves.dilation), moves.groups
 
-    def _compute(self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
+    def compute(
+        self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor, *, is_spent: bool = False
+    ) -> torch.Tensor:
+        """Return the output [N, C, H, W] of `forward` for a packed weight; `other` is overwritten if it `is_spent`."""
         name, parameters = self.activation
         if other is None:
             alone: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -76,9 +83,12 @@ class PackedConv(nn.Module):
             )
             return alone
         following = None if name == _NOTHING else name
-        added: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, packed, self.bias, *self._moves(), "add", 1.0, following, list(parameters), ""
-        )
+        of_sum = (packed, self.bias, *self._moves(), "add", 1.0, following, list(parameters), "")
+        added: torch.Tensor
+        if is_spent:
+            added = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *of_sum)
+        else:
+            added = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *of_sum)
         return added
 
 

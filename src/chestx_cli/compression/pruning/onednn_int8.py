@@ -63,7 +63,8 @@ class Int8Conv(PackedConv):
         self.scales, self._zeros = scales, torch.zeros(1, dtype=torch.int64)
         self.grids, self.output_grid = grids, output_grid
 
-    def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return a weight of 8-bit integers [C, C in / groups, kernel H, kernel W] as the kernel wants it."""
         packed: torch.Tensor = torch.ops.onednn.qconv_prepack(
             weight, self.scales, self.grids[0].scale, self.grids[0].zero_point, *self._moves(), list(x.shape)
         )
@@ -73,7 +74,10 @@ class Int8Conv(PackedConv):
         padding, stride, dilation, groups = super()._moves()
         return stride, padding, dilation, groups
 
-    def _compute(self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
+    def compute(
+        self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor, *, is_spent: bool = False
+    ) -> torch.Tensor:
+        """Return the output [N, C, H, W] of `forward` for a packed weight; `other` is overwritten if it `is_spent`."""
         name, parameters = self.activation
         grid, output = self.grids[0], self.output_grid
         of_input = (x, grid.scale, grid.zero_point, packed, self.scales, self._zeros)
@@ -86,7 +90,7 @@ class Int8Conv(PackedConv):
         added = self.grids[1]
         # The kernel overwrites the tensor that it adds.
         total: torch.Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            *of_input, other.clone(), self.bias, *of_output, added.scale, added.zero_point,
+            *of_input, other if is_spent else other.clone(), self.bias, *of_output, added.scale, added.zero_point,
             "sum", 1.0, name, list(parameters), "",
         )  # fmt: skip
         return total
