@@ -82,6 +82,11 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
     # Out of time: what is begun first is made, and nothing after it.
     assert len(record["rows"]) == 2
     assert "no time left" in outcome.err
+    # Another budget continues; what was built so far would not be worth an evaluation.
+    following = record["answer"]["next_command"]
+    assert following.startswith(f"chestx compress --study {study} --max-size-mb 0.0001")
+    assert following.endswith("--time-budget 0.0002")
+    assert following.count("--time-budget") == 1
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_measurements_are_repeated_on_images_of_both_classes(images: int, positi
     data = made_up_data(labels)
     rows = images_to_check(data)
     assert len(set(rows)) == len(rows)
-    assert min(images, 24) <= len(rows) <= min(images, 24) + 1
+    assert min(images, 16) <= len(rows) <= min(images, 16) + 1
     assert set(data.split.is_positive(rows)) == {0, 1}
 
 

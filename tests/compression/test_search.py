@@ -14,9 +14,11 @@ from chestx_cli.compression.search import (
     FINALISTS,
     FP32,
     GUIDED,
+    INT4,
     INT8,
     LATENCY,
     OBJECTIVES,
+    PACKED,
     QAT,
     SIZE,
     STATIC,
@@ -57,11 +59,12 @@ class Landscape:
         worse: dict[str, float] | None = None,
         guided_gain: float = 0.0,
         guided_most: int = 100,
+        packed_loss: float = 0.005,
     ) -> None:
         self.knee, self.int8_gain, self.builds, self.fits = knee, int8_gain, builds, fits
         self.step, self.most = step, most
         self.worse = worse or WORSE
-        self.guided_gain, self.guided_most = guided_gain, guided_most
+        self.guided_gain, self.guided_most, self.packed_loss = guided_gain, guided_most, packed_loss
         self.built: list[Candidate] = []
         self.fitted: list[tuple[Network, int]] = []
 
@@ -72,6 +75,7 @@ class Landscape:
         return {
             FP32: Cost(latency_ms=20 * left, size_mb=98 * left, energy_mj=300 * left),
             INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left, energy_mj=300 * gain * left),
+            INT4: Cost(latency_ms=20 * gain * left, size_mb=14 * left, energy_mj=300 * gain * left),
         }
 
     def nearest(self, percent: int, choice: ChannelChoice | None) -> int:
@@ -97,7 +101,7 @@ class Landscape:
 
     def build(self, candidate: Candidate) -> Quality:
         self.built.append(candidate)
-        lost = self.lost(candidate.network) + (0.01 if candidate.int8 == STATIC else 0)
+        lost = self.lost(candidate.network) + {STATIC: 0.01, PACKED: self.packed_loss}.get(candidate.int8 or "", 0)
         return Quality(accuracy=0.95 - lost, drop=lost, loss=0.1 + lost)
 
     @property
@@ -143,7 +147,7 @@ def within(world: Landscape, found: dict[Candidate, Quality], limits: Bounds) ->
 
 
 def cost_of(world: Landscape, candidate: Candidate) -> Cost:
-    return world.cost(candidate.network)[INT8 if candidate.int8 else FP32]
+    return world.cost(candidate.network)[candidate.kind]
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -343,6 +347,28 @@ def test_an_objective_is_minimised_within_the_drop(objective: str, knee: int) ->
     assert best.int8 is not None
 
 
+def test_weights_in_4_bits_where_8_are_too_large() -> None:
+    world = Landscape(knee=95)
+    limits = bounds(latency_ms=None, size_mb=5)
+    found = explore(space(), limits, world)
+    assert {one.int8 for one in found} == {None, PACKED}
+    assert within(world, found, limits)
+    # 8 bits would meet this limit, and lose less.
+    world = Landscape(knee=95)
+    found = explore(space(), bounds(latency_ms=None, size_mb=28), world)
+    assert {one.int8 for one in found} == {STATIC, QAT}
+
+
+@pytest.mark.parametrize(("packed_loss", "chosen"), [(0.005, PACKED), (0.1, STATIC)])
+def test_where_4_bits_lose_too_much_8_are_tried(packed_loss: float, chosen: str) -> None:
+    world = Landscape(knee=60, packed_loss=packed_loss)
+    limits = bounds(latency_ms=None, objective=SIZE)
+    found = explore(space(), limits, world)
+    best = min(within(world, found, limits), key=lambda one: cost_of(world, one).size_mb)
+    assert best.int8 == chosen
+    assert (STATIC in {one.int8 for one in found}) is (chosen == STATIC)
+
+
 def test_limits_hold_beside_an_objective() -> None:
     world = Landscape(knee=95)
     limits = bounds(latency_ms=4, size_mb=8, objective=ENERGY)
@@ -353,13 +379,22 @@ def test_limits_hold_beside_an_objective() -> None:
 
 
 def test_the_kind_of_model_is_chosen_by_the_objective_where_both_meet_the_limits() -> None:
-    costs = {FP32: Cost(latency_ms=3, size_mb=8), INT8: Cost(latency_ms=3.5, size_mb=2)}
-    assert bounds(objective=LATENCY).faster_kind(costs) == FP32
-    assert bounds(objective=SIZE).faster_kind(costs) == INT8
-    assert bounds(latency_ms=4, size_mb=5, objective=LATENCY).faster_kind(costs) == INT8
-    assert bounds(latency_ms=4, size_mb=20).faster_kind(costs) == FP32
+    costs = {
+        FP32: Cost(latency_ms=3, size_mb=8),
+        INT8: Cost(latency_ms=3.5, size_mb=2),
+        INT4: Cost(latency_ms=3.5, size_mb=1.2),
+    }
+    assert bounds(objective=LATENCY).best_kind(costs) == FP32
+    assert bounds(objective=SIZE).best_kind(costs) == INT4
+    assert bounds(latency_ms=4, size_mb=5, objective=LATENCY).best_kind(costs) == INT8
+    assert bounds(latency_ms=4, size_mb=1.5, objective=LATENCY).best_kind(costs) == INT4
+    assert bounds(latency_ms=4, size_mb=20).best_kind(costs) == FP32
+    # Without an objective, 4 bits only where 8 are too large.
+    assert bounds(latency_ms=None, size_mb=2.2).best_kind(costs) == INT8
+    assert bounds(latency_ms=None, size_mb=1.5).best_kind(costs) == INT4
+    assert bounds(latency_ms=None, size_mb=0.5).best_kind(costs) == INT4
     with pytest.raises(ValueError, match="not measured"):
-        bounds(objective=ENERGY).faster_kind(costs)
+        bounds(objective=ENERGY).best_kind(costs)
 
 
 def test_distance_is_that_of_the_limit_that_is_missed_most() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sized
 from dataclasses import dataclass, field
@@ -20,8 +21,12 @@ from chestx_cli.compression.search import (
     ENERGY,
     FP32,
     GUIDED,
+    INT4,
     INT8,
     OBJECTIVES,
+    PACKED,
+    QAT,
+    STATIC,
     Bounds,
     Candidate,
     ChannelChoice,
@@ -84,7 +89,7 @@ class Builder:
         return self.folds[0].parent
 
     def cost(self, network: Network) -> dict[str, Cost]:
-        """Measure and report the cost of an untrained network, by `FP32` and `INT8`."""
+        """Measure and report the cost of an untrained network, by kind."""
         fits = self.folds[0].fits
         described = describe(network)
         with self.run.reporter.progress(f"Timing an untrained network: {described}", PERCENT) as advance:
@@ -94,6 +99,7 @@ class Builder:
             else:
                 cost = fits.prober.cost_without(network.percent, fits.cutting_of(network), advance)
         costs = "; ".join(f"{kind} {_in_words(cost[kind])}" for kind in (FP32, INT8))
+        costs += f"; weights in 4 bits {cost[INT4].size_mb:.2f} MB"
         self.run.reporter.note(f"{described}: {costs}")
         return cost
 
@@ -159,7 +165,7 @@ class Builder:
         """Return the name of a candidate's variant, by which a later run finds it."""
         network = candidate.network
         if network.is_parent:
-            return derived_name(self.parent, f"{candidate.int8}-int8")
+            return derived_name(self.parent, _suffix_of(candidate))
         if network.choice is not None:
             own = f"{network.choice.method}-{network.percent}-{network.choice.criterion}"
         else:
@@ -167,7 +173,7 @@ class Builder:
             # The epochs distinguish it from a student made by `chestx distill` itself.
             own = f"{student_suffix(student.backbone, student.width)}-{self.recipe.finetune_epochs}"
         fitted = derived_name(self.parent, own)
-        return fitted if candidate.int8 is None else f"{fitted}-{candidate.int8}-int8"
+        return fitted if candidate.int8 is None else f"{fitted}-{_suffix_of(candidate)}"
 
     def _has_time(self, needed_s: float, what: str) -> bool:
         enough = self.deadline_s - time.perf_counter() > needed_s
@@ -184,14 +190,16 @@ class Builder:
         name, root = self.name_of(candidate), fold.study.root
         if candidate.int8 is not None:
             fitted = Candidate(network=network, int8=None)
+            packed = {"int4_weights": True} if candidate.int8 == PACKED else {}
             return self.run.make(
                 quantize,
                 study=root,
-                method=candidate.int8,
+                method=QAT if candidate.int8 == QAT else STATIC,
                 parent=self.parent.name if network.is_parent else self.name_of(fitted),
                 name=name,
                 seed=recipe.seed,
                 force=self.force,
+                **packed,
             )
         if network.choice is None:
             student = fold.fits.students[network.student or ""]
@@ -227,6 +235,11 @@ class Builder:
             seed=recipe.seed,
             force=self.force,
         )
+
+
+def _suffix_of(candidate: Candidate) -> str:
+    """Return how the name of a quantized variant ends."""
+    return "static-int8-int4-weights" if candidate.int8 == PACKED else f"{candidate.int8}-int8"
 
 
 def describe(network: Network) -> str:
@@ -391,10 +404,12 @@ def compress(
         folds=tuple(fold.name for fold in folds if fold.name),
         short_fits=tuple(builder.short_fits),
     )
-    stopped = (
-        "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
-    )
-    return result.replace(answer=of_search(result, stopped, first_fold))
+    more = f"{_without_budget(run.line)} --time-budget {2 * time_budget:g}" if builder.time_is_up else ""
+    return result.replace(answer=of_search(result, more, first_fold))
+
+
+def _without_budget(line: str) -> str:
+    return re.sub(r" --time-budget[ =]\S+", "", line)
 
 
 def _guided(run: Run, fold: Fold, criterion: str, seed: int, *, force: bool) -> Fold:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from chestx_cli.compression.pruning.structured import Cutting, narrowed
 from chestx_cli.compression.quantization.ranges import draw_calibration_set
 from chestx_cli.compression.quantization.static import calibrated_graph
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
-from chestx_cli.compression.search import FP32, INT8, Cost
+from chestx_cli.compression.search import FP32, INT4, INT8, Cost
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import read_json, temporary_folder, write_atomic
 from chestx_cli.core.machine import energy_counters, environment
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 # Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
-# Of what is timed; since 2 INT8 files read grey.
-COSTS_VERSION = 2
+# Of what is measured: since 2 INT8 files read grey, since 3 there is the size with weights in 4 bits.
+COSTS_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Prober:
         return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
 
     def cost_without(self, percent: int, cutting: Cutting, advance: Advance = ignored) -> dict[str, Cost]:
-        """Return the FP32 and INT8 cost after removing `percent` of the MACs, or the nearest removable share."""
+        """Return the cost of each kind after removing `percent` of the MACs, or the nearest removable share."""
         try:
             network = self.narrowed(percent, cutting)
         except ShareError as error:
@@ -81,10 +81,10 @@ class Prober:
         return self.cost(network, self.backbone, advance)
 
     def cost(self, network: nn.Module, backbone: str, advance: Advance = ignored) -> dict[str, Cost]:
-        """Return the FP32 and INT8 cost of a network, timed in separate processes.
+        """Return the cost of each kind of a network's files, timed in separate processes.
 
-        advance: called with each finished part of the work, in per cent. Raises IntegrityError for a damaged cache
-        file.
+        Weights in 4 bits are unpacked when the file is opened, so its latency is that of INT8. advance: called with
+        each finished part of the work, in per cent. Raises IntegrityError for a damaged cache file.
         """
         side = self.data.preprocessing.image_size_px
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -128,7 +128,9 @@ class Prober:
                 lambda: advance(PERCENT / 2 / n_rounds),
             )
         sizes = (len(serialised(network)), len(int8))
-        return {kind: cost_of(rounds, size) for kind, rounds, size in zip(files, timed, sizes, strict=True)}
+        costs = {kind: cost_of(rounds, size) for kind, rounds, size in zip(files, timed, sizes, strict=True)}
+        packed = replace(calibrated, int4_weights=True).quantized()
+        return costs | {INT4: replace(costs[INT8], size_mb=len(packed) / 1e6)}
 
 
 def time_latency(

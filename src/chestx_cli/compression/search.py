@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-FP32, INT8 = "FP32", "INT8"
-STATIC, QAT = "static", "qat"
+# How a network runs: in FP32, in INT8, or in INT8 with weights that are stored in 4 bits.
+FP32, INT8, INT4 = "FP32", "INT8", "INT4"
+STATIC, QAT, PACKED = "static", "qat", "static-int4"
+# The quantization that makes a file of each kind first.
+FIRST_OF_KIND: Mapping[str, str | None] = {FP32: None, INT8: STATIC, INT4: PACKED}
 # Pruning methods whose networks may compete.
 STRUCTURED, GUIDED = "structured", "guided"
 LATENCY, SIZE, ENERGY = "latency", "size", "energy"
@@ -111,14 +114,20 @@ class Bounds:
         by = cost.of(self.objective) if is_kept and self.objective is not None else quality.loss
         return not is_kept, by, quality.loss
 
-    def faster_kind(self, costs: Mapping[str, Cost]) -> str:
-        """Return FP32 or INT8: the kind of lower load or, with an objective, the cheaper of those within the limits."""
+    def best_kind(self, costs: Mapping[str, Cost]) -> str:
+        """Return the kind of lowest load or, with an objective, the cheapest of those within the limits.
+
+        Weights are in 4 bits only where 8 do not meet the limits, or for the objective: they are less accurate.
+        """
 
         def key(kind: str) -> tuple[float, float]:
             load = self.load(costs[kind])
             return (load, 0.0) if self.objective is None else (max(load, HEADROOM), costs[kind].of(self.objective))
 
-        return min((FP32, INT8), key=key)
+        in_8_bits = min((FP32, INT8), key=key)
+        if self.objective is None and self.load(costs[in_8_bits]) <= HEADROOM:
+            return in_8_bits
+        return min((in_8_bits, INT4), key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +157,15 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model to build: a network, and the INT8 method (None for FP32)."""
+    """A model to build: a network, and the quantization: STATIC, QAT or PACKED (None for FP32)."""
 
     network: Network
     int8: str | None
+
+    @property
+    def kind(self) -> str:
+        """How the model runs: FP32, INT8 or INT4."""
+        return FP32 if self.int8 is None else INT4 if self.int8 == PACKED else INT8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +185,7 @@ class Measures(Protocol):
         """Return the removable percentage of the MACs nearest to `percent`: widths have steps and a floor."""
 
     def cost(self, network: Network) -> Mapping[str, Cost]:
-        """Return a network's FP32 and INT8 cost, untrained; for its percentage, the nearest removable one is used."""
+        """Return a network's cost of each kind, untrained; for its percentage, the nearest removable one is used."""
 
     def may_fit(self, network: Network, epochs: int) -> bool:
         """Return whether there is time for a short fit, and for building a model after it."""
@@ -235,10 +249,11 @@ def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate,
 
     Costs decide which networks compete: for each channel choice, the network with the smallest share of MACs removed
     that meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
-    Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is also
-    built by quantization-aware training. If its drop is too large, bisection looks for a smaller share; with an
-    objective, for the largest share within the drop limit. A student has no share: where the best is a student whose
-    drop is too large, those of the best pruned network are tried. Ends early when time runs out.
+    Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is
+    also built by quantization-aware training; if its weights are in 4 bits and lose too much, also with 8. If its
+    drop is too large, bisection looks for a smaller share; with an objective, for the largest share within the drop
+    limit. A student has no share: where the best is a student whose drop is too large, those of the best pruned
+    network are tried. Ends early when time runs out.
     """
     return _Search(space=space, bounds=bounds, measures=measures).run()
 
@@ -258,18 +273,19 @@ class _Search:
         ranked = self._ranked([network for network in networks if not network.is_parent])
         reached = []
         for network in (*parent, *ranked[:FINALISTS]):
-            candidate = self._attempt(network, STATIC if self._kind(network) == INT8 else None)
+            candidate = self._attempt(network, FIRST_OF_KIND[self._kind(network)])
             if candidate is None and not network.is_parent:
                 return self.built
             reached += [] if candidate is None else [candidate]
         if not reached:
             return self.built
         best = min(reached, key=self._order)
-        if best.int8:
-            trained = self._attempt(best.network, QAT)
-            if trained is None:
+        other = self._other_quantization(best)
+        if other is not None:
+            again = self._attempt(best.network, other)
+            if again is None:
                 return self.built
-            best = min(best, trained, key=self._order)
+            best = min(best, again, key=self._order)
         if best.network.student is not None:
             if self.bounds.is_kept(self.built[best]):
                 return self.built
@@ -280,6 +296,13 @@ class _Search:
         chosen = next((network.choice for network in ranked if network.choice), self.space.choices[0])
         self._vary_share(best, best.network.choice or chosen)
         return self.built
+
+    def _other_quantization(self, best: Candidate) -> str | None:
+        """Return the quantization by which the best candidate is built, too; None if there is none."""
+        if best.int8 == STATIC:
+            return QAT
+        fits = self.bounds.load(self._cost(best.network)[INT8]) <= 1
+        return STATIC if best.int8 == PACKED and fits and not self.bounds.is_kept(self.built[best]) else None
 
     def _best_pruned(
         self, reached: Sequence[Candidate], ranked: Sequence[Network], int8: str | None
@@ -296,7 +319,8 @@ class _Search:
         )
         if network is None:
             return None
-        return self._attempt(network, (int8 or STATIC) if self._kind(network) == INT8 else None)
+        first = FIRST_OF_KIND[self._kind(network)]
+        return self._attempt(network, first and (int8 or first))
 
     def _cost(self, network: Network) -> Mapping[str, Cost]:
         if network not in self.costs:
@@ -307,12 +331,11 @@ class _Search:
         return self.bounds.load(self._cost(network)[self._kind(network)])
 
     def _kind(self, network: Network) -> str:
-        """Return the kind, FP32 or INT8, in which a network runs; a pruned network runs in the parent's."""
-        return self.bounds.faster_kind(self._cost(network if network.student else Network()))
+        """Return the kind in which a network runs; a pruned network runs in the parent's."""
+        return self.bounds.best_kind(self._cost(network if network.student else Network()))
 
     def _order(self, candidate: Candidate) -> tuple[bool, float, float]:
-        costs = self._cost(candidate.network)
-        return self.bounds.order(costs[INT8 if candidate.int8 else FP32], self.built[candidate])
+        return self.bounds.order(self._cost(candidate.network)[candidate.kind], self.built[candidate])
 
     def _networks(self) -> list[Network]:
         """Return the networks that meet the cost limits, in order of preference."""
