@@ -16,11 +16,12 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.commands.compress import compress
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
+from chestx_cli.compression.search import PACKED, QAT, STATIC
 from chestx_cli.core.files import write_atomic
 from chestx_cli.core.progress import SILENT
 from chestx_cli.core.record import jsonable
@@ -36,9 +37,8 @@ from tools.harness.processes import say
 if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
 
-STATIC, QAT = "static", "qat"
-# INT8 files have a quarter of the bytes.
-SMALLER = 4
+# FP32 files have so many times the bytes of those of each quantization.
+SMALLER = {STATIC: 4, QAT: 4, PACKED: 7}
 MB = 1_000_000
 
 
@@ -68,6 +68,9 @@ class Chain:
 CHAINS = (
     Chain(percent=75, distill=True, lr=3e-4),
     Chain(percent=75, distill=True, lr=3e-4, int8=QAT),
+    Chain(percent=50, distill=True, lr=3e-4, int8=PACKED),
+    Chain(percent=60, distill=True, lr=3e-4, int8=PACKED),
+    Chain(percent=50, distill=True, int8=PACKED),
     Chain(percent=75, distill=True),
     Chain(percent=75),
     Chain(percent=75, int8=QAT),
@@ -80,10 +83,7 @@ CHAINS = (
     Chain(percent=80),
     Chain(percent=80, distill=True, lr=3e-4, schedule="cosine"),
     Chain(percent=80, distill=True, lr=3e-4, criterion="l2"),
-    Chain(percent=75, distill=True, lr=3e-4, criterion="lamp"),
     Chain(percent=85, distill=True, lr=3e-4),
-    Chain(percent=85, distill=True, lr=3e-4, int8=QAT),
-    Chain(percent=85),
     Chain(percent=70, distill=True, lr=3e-4),
     Chain(percent=60, distill=True, lr=3e-4),
 )
@@ -202,10 +202,14 @@ def made_by(study: Study, chain: Chain, terms: Terms, started_s: float) -> Made:
         round_to=terms.round_to,
         name=chain.fitted,
     )
-    size_mb, val = fitted.model_bytes / SMALLER / MB, None
+    size_mb, val = fitted.model_bytes / SMALLER[chain.int8] / MB, None
     if size_mb <= terms.max_size_mb:
-        options = {"epochs": terms.chain_epochs} if chain.int8 == QAT else {}
-        made = quantize(study=study.root, method=chain.int8, parent=chain.fitted, name=chain.name, **options)
+        options: dict[str, dict[str, Any]] = {
+            STATIC: {"method": STATIC},
+            QAT: {"method": QAT, "epochs": terms.chain_epochs},
+            PACKED: {"method": STATIC, "int4_weights": True},
+        }
+        made = quantize(study=study.root, parent=chain.fitted, name=chain.name, **options[chain.int8])
         size_mb, val = made.model_bytes / MB, scores_of(study, made, VAL)
     return Made(name=chain.name, size_mb=size_mb, val=val, ended_s=round(time.perf_counter() - started_s, 1))
 
