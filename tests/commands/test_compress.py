@@ -260,12 +260,16 @@ def test_guided_pruning_competes_by_a_sensitivity_that_is_measured_once(
     assert again.code == 0, again.err
     assert "chestx sensitivity" not in " ".join(again.err.split())
     assert again.json()["rows"] == record["rows"]
-    # One of another criterion is of other channels, and the variants guided by the former one are not up to date.
+    # That of another criterion is not replaced, since it may have guided other variants.
     assert chestx("sensitivity", "--study", study, "--structured", "--criterion", "bn-scale").code == 0
+    before = stored.read_bytes()
     refused = chestx(*words)
     assert refused.code == 1
-    assert "--structured --criterion l2" in " ".join(refused.err.split())
-    assert "was made with other options (sensitivity_sha256" in " ".join(refused.err.split())
+    said = " ".join(refused.err.split())
+    assert "was measured with --criterion bn-scale, not l2" in said
+    assert f'run "chestx sensitivity --study {study} --structured --criterion l2" first' in said
+    assert stored.read_bytes() == before
+    assert chestx("sensitivity", "--study", study, "--structured", "--criterion", "l2").code == 0
     assert chestx(*words, "--force").code == 0
 
 

@@ -332,6 +332,67 @@ def test_a_network_of_a_plugin_is_measured_as_it_computes(precision: str) -> Non
         assert row.loss == pytest.approx(loss, abs=tolerance)
 
 
+class Adding(nn.Module):
+    """A network whose second convolution adds a tensor of some kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.second, self.third = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.gate, self.pool, self.keep = nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Identity()
+        self.learned, self.head = nn.Parameter(torch.randn(1, 8, SIDE_PX, SIDE_PX)), nn.Linear(8, 2)
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is added, given the stem's output."""
+        if self.kind == "input":
+            return x
+        if self.kind == "alias":
+            kept: torch.Tensor = self.keep(x)
+            return kept
+        if self.kind == "parameter":
+            return self.learned
+        if self.kind == "part":
+            return torch.cat([x, -x], 1).chunk(2, 1)[1]
+        small: torch.Tensor = self.gate(self.pool(x) if self.kind in ("of one pixel", "expanded") else x)
+        return small.expand(-1, -1, SIDE_PX, SIDE_PX) if self.kind == "expanded" else small
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, 2] of images [N, 3, H, W]."""
+        x = torch.relu(self.stem(x))
+        added = self.added(x)
+        x = self.second(x) + added
+        x = self.third(x) + (added if self.kind == "used again" else x)
+        logits: torch.Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(
+    "kernels", ["plain", pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
+)
+@pytest.mark.parametrize(
+    "kind", ["spent", "used again", "input", "alias", "parameter", "of one pixel", "expanded", "part"]
+)
+def test_a_sum_overwrites_nothing_that_is_needed(kind: str, kernels: str, images: int) -> None:
+    torch.manual_seed(6)
+    network = Adding(kind).eval()
+    inputs = torch.randn(images, 3, SIDE_PX, SIDE_PX)
+    graph_module = FoldedNetwork(network).graph_module
+    with torch.inference_mode():
+        expected = network(inputs)
+    if kernels != "plain":
+        pack_convolutions(graph_module)
+    if kernels == "int8":
+        quantize_convolutions(graph_module, [inputs])
+    with torch.inference_mode():
+        whole = graph_module(inputs.clone())
+        torch.testing.assert_close(whole, expected, rtol=0, atol=0.02 if kernels == "int8" else 1e-5)
+        for pause in run_with_pauses(graph_module, inputs, frozenset(prunable_layers(network))):
+            for _ in range(3):
+                assert torch.equal(pause.finish(None), whole)
+        assert torch.equal(graph_module(inputs.clone()), whole)
+
+
 def test_measurements_to_check_reach_from_the_largest_to_the_smallest_loss() -> None:
     network, data = trained("tiny"), made_up_data()
     amounts = dict.fromkeys(prunable_layers(network), (0.1, 0.5, 0.9))

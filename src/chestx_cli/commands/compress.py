@@ -7,7 +7,7 @@ import time
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from chestx_cli.commands.distill import distill, student_suffix
 from chestx_cli.commands.prune import prune
@@ -404,30 +404,39 @@ def compress(
         folds=tuple(fold.name for fold in folds if fold.name),
         short_fits=tuple(builder.short_fits),
     )
-    more = f"{_without_budget(run.line)} --time-budget {2 * time_budget:g}" if builder.time_is_up else ""
+    more = f"{_continued(run.line)} --time-budget {2 * time_budget:g}" if builder.time_is_up else ""
     return result.replace(answer=of_search(result, more, first_fold))
 
 
-def _without_budget(line: str) -> str:
-    return re.sub(r" --time-budget[ =]\S+", "", line)
+def _continued(line: str) -> str:
+    """Return a command line that continues its search: without its time, and without beginning anew."""
+    return re.sub(r" --time-budget[ =]\S+| --force\b", "", line)
 
 
 def _guided(run: Run, fold: Fold, criterion: str, seed: int, *, force: bool) -> Fold:
-    """Return the fold with the structured sensitivity of its parent, measured unless it is stored."""
+    """Return the fold with the structured sensitivity of its parent, measured unless it is stored.
+
+    Raises StudyError if the stored one is of another criterion: variants may have been made by it.
+    """
     about = (run, fold.study, fold.parent, GroupSensitivityRecord)
     try:
-        measured = None if force else require_sensitivity(*about, fold.name)
+        measured = require_sensitivity(*about, fold.name)
     except StudyError:
         measured = None
-    if measured is None or measured.record.criterion != criterion:
-        run.make(
-            sensitivity,
-            study=fold.study.root,
-            structured=True,
-            criterion=criterion,
-            parent=fold.parent.name,
-            seed=seed,
+    where: dict[str, Any] = {
+        "study": fold.study.root,
+        "structured": True,
+        "criterion": criterion,
+        "parent": fold.parent.name,
+    }
+    if measured is not None and measured.record.criterion != criterion:
+        other = measured.record.criterion
+        raise StudyError(
+            f"the sensitivity of {fold.parent.name} was measured with --criterion {other}, not {criterion}",
+            f'run "{sensitivity.command_line(**where)}" first, or name {other} first in --criteria',
         )
+    if measured is None or force:
+        run.make(sensitivity, **where, seed=seed)
         measured = require_sensitivity(*about, fold.name)
     return fold.guided_by(measured)
 

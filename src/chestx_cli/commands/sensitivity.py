@@ -148,7 +148,7 @@ def sensitivity(
             "ranked by loss. Layers that look alike here may differ on other images. The loss is the plain "
             "cross-entropy; the training loss is weighted by --balance. BatchNorm statistics were not "
             "re-estimated after pruning a layer.",
-            *(() if check is None else (check.sentence(precision),)),
+            *(() if check is None else (check.sentence(precision, intact.loss),)),
         ),
         variant=parent,
         split="val",

@@ -114,20 +114,22 @@ class Bounds:
         by = cost.of(self.objective) if is_kept and self.objective is not None else quality.loss
         return not is_kept, by, quality.loss
 
-    def best_kind(self, costs: Mapping[str, Cost]) -> str:
-        """Return the kind of lowest load or, with an objective, the cheapest of those within the limits.
-
-        Weights are in 4 bits only where 8 do not meet the limits, or for the objective: they are less accurate.
-        """
+    def faster_kind(self, costs: Mapping[str, Cost]) -> str:
+        """Return FP32 or INT8: the kind of lower load or, with an objective, the cheaper of those within the limits."""
 
         def key(kind: str) -> tuple[float, float]:
             load = self.load(costs[kind])
             return (load, 0.0) if self.objective is None else (max(load, HEADROOM), costs[kind].of(self.objective))
 
-        in_8_bits = min((FP32, INT8), key=key)
-        if self.objective is None and self.load(costs[in_8_bits]) <= HEADROOM:
-            return in_8_bits
-        return min((in_8_bits, INT4), key=key)
+        return min((FP32, INT8), key=key)
+
+    def kind_of(self, computed: str, least: Mapping[str, Cost]) -> str:
+        """Return the kind of models that compute in FP32 or INT8, given the costs of the smallest network.
+
+        Their weights are in 4 bits only if this network would else be too large.
+        """
+        is_met = self.load(least[computed]) <= HEADROOM
+        return computed if is_met or self.load(least[INT4]) >= self.load(least[computed]) else INT4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +251,11 @@ def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate,
 
     Costs decide which networks compete: for each channel choice, the network with the smallest share of MACs removed
     that meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
-    Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is
-    also built by quantization-aware training; if its weights are in 4 bits and lose too much, also with 8. If its
-    drop is too large, bisection looks for a smaller share; with an objective, for the largest share within the drop
-    limit. A student has no share: where the best is a student whose drop is too large, those of the best pruned
-    network are tried. Ends early when time runs out.
+    Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is also
+    built by quantization-aware training. If its drop is too large, bisection looks for a smaller share; with an
+    objective, for the largest share within the drop limit. A student has no share: where the best is a student whose
+    drop is too large, those of the best pruned network are tried. For the least size, weights are in 4 bits at last,
+    and for a limit on the size if the smallest file would be too large in 8. Ends early when time runs out.
     """
     return _Search(space=space, bounds=bounds, measures=measures).run()
 
@@ -268,6 +270,12 @@ class _Search:
 
     def run(self) -> dict[Candidate, Quality]:
         """Search, and return the candidates."""
+        self._search()
+        if self.bounds.objective == SIZE:
+            self._pack()
+        return self.built
+
+    def _search(self) -> None:
         networks = self._networks()
         parent = [network for network in networks if network.is_parent]
         ranked = self._ranked([network for network in networks if not network.is_parent])
@@ -275,34 +283,39 @@ class _Search:
         for network in (*parent, *ranked[:FINALISTS]):
             candidate = self._attempt(network, FIRST_OF_KIND[self._kind(network)])
             if candidate is None and not network.is_parent:
-                return self.built
+                return
             reached += [] if candidate is None else [candidate]
         if not reached:
-            return self.built
+            return
         best = min(reached, key=self._order)
-        other = self._other_quantization(best)
-        if other is not None:
-            again = self._attempt(best.network, other)
-            if again is None:
-                return self.built
-            best = min(best, again, key=self._order)
+        if best.int8 == STATIC:
+            trained = self._attempt(best.network, QAT)
+            if trained is None:
+                return
+            best = min(best, trained, key=self._order)
         if best.network.student is not None:
             if self.bounds.is_kept(self.built[best]):
-                return self.built
+                return
             pruned = self._best_pruned(reached, ranked, best.int8)
             if pruned is None:
-                return self.built
+                return
             best = pruned
         chosen = next((network.choice for network in ranked if network.choice), self.space.choices[0])
         self._vary_share(best, best.network.choice or chosen)
-        return self.built
 
-    def _other_quantization(self, best: Candidate) -> str | None:
-        """Return the quantization by which the best candidate is built, too; None if there is none."""
-        if best.int8 == STATIC:
-            return QAT
-        fits = self.bounds.load(self._cost(best.network)[INT8]) <= 1
-        return STATIC if best.int8 == PACKED and fits and not self.bounds.is_kept(self.built[best]) else None
+    def _pack(self) -> None:
+        """Store the weights of the smallest models within the drop limit in 4 bits, until one remains within it."""
+        kept = [one for one, quality in self.built.items() if one.kind == INT8 and self.bounds.is_kept(quality)]
+        kept.sort(key=self._size_mb)
+        for network in dict.fromkeys(one.network for one in kept):
+            packed = Candidate(network=network, int8=PACKED)
+            if self._size_mb(packed) >= self._size_mb(kept[0]):
+                return
+            if self._attempt(network, PACKED) is None or self.bounds.is_kept(self.built[packed]):
+                return
+
+    def _size_mb(self, candidate: Candidate) -> float:
+        return self._cost(candidate.network)[candidate.kind].size_mb
 
     def _best_pruned(
         self, reached: Sequence[Candidate], ranked: Sequence[Network], int8: str | None
@@ -319,8 +332,9 @@ class _Search:
         )
         if network is None:
             return None
-        first = FIRST_OF_KIND[self._kind(network)]
-        return self._attempt(network, first and (int8 or first))
+        kind = self._kind(network)
+        is_same = Candidate(network=network, int8=int8).kind == kind
+        return self._attempt(network, int8 if is_same else FIRST_OF_KIND[kind])
 
     def _cost(self, network: Network) -> Mapping[str, Cost]:
         if network not in self.costs:
@@ -331,8 +345,12 @@ class _Search:
         return self.bounds.load(self._cost(network)[self._kind(network)])
 
     def _kind(self, network: Network) -> str:
-        """Return the kind in which a network runs; a pruned network runs in the parent's."""
-        return self.bounds.best_kind(self._cost(network if network.student else Network()))
+        """Return the kind in which a network is built; that of pruned networks is one for all."""
+        computed = self.bounds.faster_kind(self._cost(network if network.student else Network()))
+        if self.bounds.size_mb is None:
+            return computed
+        smallest = network if network.student else _pruned(MOST_PERCENT, self.space.choices[0])
+        return self.bounds.kind_of(computed, self._cost(smallest))
 
     def _order(self, candidate: Candidate) -> tuple[bool, float, float]:
         return self.bounds.order(self._cost(candidate.network)[candidate.kind], self.built[candidate])
@@ -340,7 +358,6 @@ class _Search:
     def _networks(self) -> list[Network]:
         """Return the networks that meet the cost limits, in order of preference."""
         least = None
-        kind = self._kind(Network())
         # Without an objective, removing more than necessary would only cost quality.
         shares = SHARES if self.bounds.objective is not None else 1
         # Ordered by share before choice: if time is short, the networks that are fitted compare the choices.
@@ -348,7 +365,7 @@ class _Search:
         for choice in self.space.choices:
 
             def load_at(percent: int, choice: ChannelChoice = choice) -> float:
-                return self.bounds.load(self._cost(_pruned(percent, choice))[kind])
+                return self._load(_pruned(percent, choice))
 
             least_here = least_percent(load_at, least)
             least = least_here if least is None else least
@@ -364,7 +381,8 @@ class _Search:
                 tiers[0].append(student)
         networks = list(dict.fromkeys(network for tier in tiers for network in tier))
         # Widths have steps and a floor, so a choice may end above the limit: it competes only if all do.
-        return [network for network in networks if self._load(network) <= 1] or networks
+        is_met = any(self._load(network) <= 1 for network in networks if network.student is None)
+        return [network for network in networks if network.student or not is_met or self._load(network) <= 1]
 
     def _ranked(self, networks: list[Network]) -> list[Network]:
         """Return the networks in the order of successive halving: those that it leaves first, the best of them first.

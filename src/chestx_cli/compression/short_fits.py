@@ -294,12 +294,13 @@ class ShortFits:
         recipe, limits = self._recipe(0), self.cutting.limits
         student = self.students[network.student] if network.student is not None else None
         choice = network.choice
+        guided = choice is not None and choice.method == GUIDED
         return {
+            **({"guide": self.guide.sha256} if guided and self.guide else {}),
             "parent_sha256": self.parent.model_sha256,
             "split_sha256": self.prober.data.split.sha256,
             "percent": network.percent,
             "criterion": choice.criterion if choice else None,
-            "guide": self.guide.sha256 if self.guide and choice and choice.method == GUIDED else None,
             "student": network.student,
             "weights": identified(student.file) if student and student.file else None,
             "round_to": limits.round_to,

@@ -63,7 +63,7 @@ class CompressRow:
     model_sha256: str = field()
     # A student as in --students: its backbone, with its width if below 1; None for a pruned network.
     student: str | None = None
-    # The pruning method, structured or guided; None for the parent and students.
+    # The pruning method, structured or guided; None for the parent, students and in records of earlier versions.
     method: str | None = None
     # The measure that the drop limit applies to, and how much worse it is than the parent's.
     dropped: str | None = col("Drop of", default=None)

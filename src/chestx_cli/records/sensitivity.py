@@ -58,14 +58,15 @@ class PrecisionCheck:
     images: Count | None = None
     loss: float | None = None
 
-    def sentence(self, precision: str) -> str:
-        """Return the differences in words, given the precision."""
+    def sentence(self, precision: str, loss: float) -> str:
+        """Return the differences in words, given the precision and the unpruned network's loss in it on all images."""
         exact, images = self.exact_loss, "" if self.images is None else f" on {self.images} images"
-        unpruned = (
-            ""
-            if exact is None or self.loss is None
-            else f" Their unpruned loss is {self.loss:.4f}, in FP32 {exact:.4f}."
-        )
+        if exact is None:
+            unpruned = ""
+        elif self.loss is None:
+            unpruned = f" The unpruned loss is {loss:.4f}, in FP32 {exact:.4f}."
+        else:
+            unpruned = f" Their unpruned loss is {self.loss:.4f}, in FP32 {exact:.4f}."
         ranks = f"; the rank correlation is {self.rank_correlation:.3f}" if math.isfinite(self.rank_correlation) else ""
         return (
             f"{COMPUTED[precision]} {self.measurements} measurements, from the largest to the smallest loss, were "

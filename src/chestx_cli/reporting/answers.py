@@ -226,7 +226,7 @@ def _precision(record: SensitivityRecord | GroupSensitivityRecord) -> tuple[str,
 
     if isinstance(record, GroupSensitivityRecord) or record.check is None:
         return ()
-    return (record.check.sentence(record.precision),)
+    return (record.check.sentence(record.precision, record.loss),)
 
 
 def _resolution(images: int) -> tuple[str, ...]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # On a CPU, small enough for a batch's activations to stay in the cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
-# Batches that a processor computes side by side, so that each replaced weight is packed once for all of them.
-BATCHES_TOGETHER = 4
+# Batches that a stream computes side by side: a processor packs each replaced weight once for all of them.
+BATCHES_TOGETHER = {"cpu": 4, "cuda": 1}
 # Measurements that are repeated in FP32, to check another precision, and on how many images.
 CHECKED, CHECKED_IMAGES = 12, 16
 # Validation images that show the ranges of activations in 8 bits. With all 57 of a study the measurements were as near
@@ -149,7 +149,7 @@ def measure_layers(
                 advance=advance,
             )
             try:
-                parts = list(pool.map(sweep.logits_of, _together(batches, streams)))
+                parts = list(pool.map(sweep.logits_of, _together(batches, BATCHES_TOGETHER[device], streams)))
             finally:
                 # The pool waits for its threads even after a signal or an error, so tell them to stop.
                 sweep.stopped.set()
@@ -246,9 +246,9 @@ def _even_batches(rows: Rows, most: int, streams: int) -> list[Rows]:
     return np.array_split(rows, min(len(rows), rounds * streams))
 
 
-def _together(batches: Sequence[Rows], streams: int) -> list[Sequence[Rows]]:
-    """Return batches in groups of nearly equal size, at most BATCHES_TOGETHER, equally many per stream."""
-    groups = min(len(batches), math.ceil(len(batches) / (BATCHES_TOGETHER * streams)) * streams)
+def _together(batches: Sequence[Rows], most: int, streams: int) -> list[Sequence[Rows]]:
+    """Return batches in groups of nearly equal size, at most `most`, equally many per stream."""
+    groups = min(len(batches), math.ceil(len(batches) / (most * streams)) * streams)
     ends = [len(batches) * at // groups for at in range(groups + 1)]
     return [batches[start:end] for start, end in itertools.pairwise(ends)]
 

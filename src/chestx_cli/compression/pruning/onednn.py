@@ -73,9 +73,17 @@ class PackedConv(nn.Module):
         return list(moves.padding), list(moves.stride), list(moves.dilation), moves.groups
 
     def compute(
-        self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor, *, is_spent: bool = False
+        self,
+        x: torch.Tensor,
+        other: torch.Tensor | None,
+        packed: torch.Tensor,
+        *,
+        is_spent: bool = False,  # noqa: ARG002 - for other kernels
     ) -> torch.Tensor:
-        """Return the output [N, C, H, W] of `forward` for a packed weight; `other` is overwritten if it `is_spent`."""
+        """Return the output [N, C, H, W] of `forward` for a packed weight.
+
+        is_spent: whether a kernel may write over the memory of `other`; this one does not.
+        """
         name, parameters = self.activation
         if other is None:
             alone: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -83,12 +91,9 @@ class PackedConv(nn.Module):
             )
             return alone
         following = None if name == _NOTHING else name
-        of_sum = (packed, self.bias, *self._moves(), "add", 1.0, following, list(parameters), "")
-        added: torch.Tensor
-        if is_spent:
-            added = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *of_sum)
-        else:
-            added = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *of_sum)
+        added: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, packed, self.bias, *self._moves(), "add", 1.0, following, list(parameters), ""
+        )
         return added
 
 

@@ -88,9 +88,10 @@ class Int8Conv(PackedConv):
             )
             return alone
         added = self.grids[1]
-        # The kernel overwrites the tensor that it adds.
+        # The kernel overwrites the tensor that it adds, and wants it in the layout of its output.
+        total_of = other if is_spent else other.clone(memory_format=torch.channels_last)
         total: torch.Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            *of_input, other if is_spent else other.clone(), self.bias, *of_output, added.scale, added.zero_point,
+            *of_input, total_of, self.bias, *of_output, added.scale, added.zero_point,
             "sum", 1.0, name, list(parameters), "",
         )  # fmt: skip
         return total
@@ -109,12 +110,18 @@ def int8_is_available() -> bool:
 def quantize_convolutions(graph_module: fx.GraphModule, batches: Iterable[torch.Tensor]) -> None:
     """Replace the packed convolutions of a graph by 8-bit ones in place, keeping their names.
 
-    Between convolutions activations stay integers; all other nodes compute in FP32. batches: network input
-    [N, C, H, W], from which the range of each activation is taken. Raises ChestxError if an activation is not finite.
+    Between convolutions activations stay integers; all other nodes compute in FP32, and so does a convolution that adds
+    a tensor of another shape than its output's. batches: network input [N, C, H, W], from which the range of each
+    activation is taken. Raises ChestxError if an activation is not finite.
     """
     graph = graph_module.graph
-    convolutions = {node: conv for node in graph.nodes if (conv := _packed(graph_module, node)) is not None}
-    grids = _grids(graph_module, batches, {*convolutions, *(arg for node in convolutions for arg in node.args)})
+    packed = {node: conv for node in graph.nodes if (conv := _packed(graph_module, node)) is not None}
+    grids, shapes = _watched(graph_module, batches, {*packed, *(arg for node in packed for arg in node.args)})
+    convolutions = {
+        node: conv for node, conv in packed.items() if all(shapes[added] == shapes[node] for added in node.args[1:])
+    }
+    wanted = {*convolutions, *(arg for node in convolutions for arg in node.args)}
+    grids = {node: grid for node, grid in grids.items() if node in wanted}
     for node, conv in convolutions.items():
         of_input = tuple(grids[arg] for arg in node.args)
         graph_module.set_submodule(str(node.target), Int8Conv(conv, of_input, grids[node]))
@@ -130,9 +137,12 @@ def quantize_convolutions(graph_module: fx.GraphModule, batches: Iterable[torch.
     graph_module.recompile()
 
 
-def _grids(graph_module: fx.GraphModule, batches: Iterable[torch.Tensor], nodes: set[fx.Node]) -> dict[fx.Node, Grid]:
-    """Return a grid for each of `nodes`, over all of its values for the batches."""
+def _watched(
+    graph_module: fx.GraphModule, batches: Iterable[torch.Tensor], nodes: set[fx.Node]
+) -> tuple[dict[fx.Node, Grid], dict[fx.Node, torch.Size]]:
+    """Return a grid for each of `nodes`, over all of its values for the batches, and the shape of one of them."""
     ranges: dict[fx.Node, tuple[float, float]] = {}
+    shapes: dict[fx.Node, torch.Size] = {}
 
     class Watching(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
@@ -144,13 +154,14 @@ def _grids(graph_module: fx.GraphModule, batches: Iterable[torch.Tensor], nodes:
                     raise ChestxError("the network has no finite loss on the validation images", "train it again")
                 low, high = ranges.get(node, (0.0, 0.0))
                 ranges[node] = min(low, least), max(high, largest)
+                shapes[node] = value.shape
             return value
 
     watching = Watching(graph_module)
     with torch.inference_mode():
         for batch in batches:
             watching.run(batch)
-    return {node: Grid.over(*limits) for node, limits in ranges.items()}
+    return {node: Grid.over(*limits) for node, limits in ranges.items()}, shapes
 
 
 def _packed(graph_module: fx.GraphModule, node: fx.Node) -> PackedConv | None:

@@ -87,10 +87,12 @@ def _run(
 
 
 def _storages(values: dict[fx.Node, Any]) -> list[int]:
-    """Return the addresses of all tensors' memory."""
+    """Return the addresses of the memory of all tensors, also of those in tuples."""
     import torch
+    from torch.utils._pytree import tree_leaves
 
-    return [value.untyped_storage().data_ptr() for value in values.values() if isinstance(value, torch.Tensor)]
+    leaves = tree_leaves(list(values.values()))
+    return [value.untyped_storage().data_ptr() for value in leaves if isinstance(value, torch.Tensor)]
 
 
 def _run_node(
@@ -129,11 +131,23 @@ def _packed(layer: PackedConv, x: torch.Tensor, replacement: Replacement | None)
 
 
 def _is_spent(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any], kept: frozenset[int]) -> bool:
-    """Return whether nothing needs the memory of the tensor that a convolution adds after it."""
-    added: Any = node.args[1]
-    address = values[added].untyped_storage().data_ptr()
-    is_last_use = added in interpreter.user_to_last_uses.get(node, ())
-    return is_last_use and address not in kept and _storages(values).count(address) == 1
+    """Return whether nothing needs the memory of the tensor that a convolution adds.
+
+    Only the output of another convolution is: its memory is no parameter's, and is not the network's input.
+    """
+    from chestx_cli.compression.pruning.onednn import PackedConv
+
+    x, added = node.args[:2]
+    owner: Any = added
+    if owner is x or owner.op != "call_module":
+        return False
+    address = values[owner].untyped_storage().data_ptr()
+    return (
+        isinstance(interpreter.module.get_submodule(str(owner.target)), PackedConv)
+        and owner in interpreter.user_to_last_uses.get(node, ())
+        and address not in kept
+        and _storages(values).count(address) == 1
+    )
 
 
 def _in_place(interpreter: fx.Interpreter, node: fx.Node) -> bool:
