@@ -41,7 +41,7 @@ FULL_EPOCHS = 8
 # How much worse a criterion's networks are, and a student without any pruning.
 WORSE = {"bn-scale": 0.005, "l2": 0.0, "taylor": 0.004, "big": 0.001, "small": 0.003, "poor": 0.2}
 # Share of the parent's costs.
-STUDENTS = {"big": 0.9, "small": 0.2, "poor": 0.1, "least": 0.0}
+STUDENTS = {"big": 0.9, "small": 0.2, "poor": 0.1, "least": 0.0, "last": 0.0}
 
 
 class Landscape:
@@ -379,10 +379,10 @@ def test_the_least_size_is_in_4_bits_unless_they_lose_too_much(packed_loss: floa
 
 
 def test_a_pruned_network_is_in_4_bits_if_it_needs_them_whatever_the_student_was_in() -> None:
-    # The student wins the short fits in 8 bits, and loses too much.
-    world = Landscape(knee=95, worse={"l2": 0.02, "bn-scale": 0.03, "least": 0.0}, student_loss=0.2)
+    # The students win the short fits, in 8 bits, and lose too much.
+    world = Landscape(knee=95, worse={"l2": 0.02, "bn-scale": 0.03, "least": 0.0, "last": 0.0}, student_loss=0.2)
     limits = bounds(latency_ms=None, size_mb=2.7, max_drop=0.045)
-    found = explore(space(students=("least",)), limits, world)
+    found = explore(space(students=("least", "last")), limits, world)
     assert {one.int8 for one in found if one.network.student} == {None, STATIC, QAT}
     assert {one.int8 for one in within(world, found, limits)} == {PACKED}
 
