@@ -46,6 +46,8 @@ def test_ratios_are_to_the_own_fp32_and_to_the_fastest_baseline() -> None:
     exact, saturating = lines[-2:]
     assert (exact.p50_ms, exact.share, exact.speedup, exact.eager) == (10.0, 0.5, 5.0, 9.0)
     assert exact.share_interval is not None
+    assert exact.eager_interval is not None
+    assert exact.eager_interval[0] < 9.0 < exact.eager_interval[1]
     assert exact.share_interval[0] < 0.5 < exact.share_interval[1]
     # Without exact sums a file is compared with FP32 under the same runtime.
     assert (saturating.share, saturating.speedup) == (0.25, 10.0)

@@ -81,6 +81,7 @@ class Line:
     speedup: float
     speedup_interval: tuple[float, float] | None
     eager: float
+    eager_interval: tuple[float, float] | None
 
 
 def sides_of(study: Study, levels: Sequence[str], names: Sequence[str], duration_s: float) -> list[Side]:
@@ -174,6 +175,7 @@ def lines_of(sides: Sequence[Side], p50_ms: Sequence[list[float]]) -> list[Line]
         parent = times[side.level, side.parent, runtime] if side.parent else None
         shares = _ratios(own, parent) if parent else None
         speedups = _ratios(best, own)
+        of_eager = _ratios(times[side.level, BASELINE, EAGER], own)
         lines.append(
             Line(
                 level=side.level,
@@ -184,7 +186,8 @@ def lines_of(sides: Sequence[Side], p50_ms: Sequence[list[float]]) -> list[Line]
                 share_interval=mean_ratio_interval(shares) if shares else None,
                 speedup=median(speedups),
                 speedup_interval=mean_ratio_interval(speedups),
-                eager=median(_ratios(times[side.level, BASELINE, EAGER], own)),
+                eager=median(of_eager),
+                eager_interval=mean_ratio_interval(of_eager),
             )
         )
     return lines
@@ -204,7 +207,7 @@ def latency_table(lines: Sequence[Line]) -> str:
         share = "–" if line.share is None else f"{line.share:.2f}{_range(line.share_interval)}"
         rows.append(
             f"| {SHOWN[line.level]} | {line.variant} | {line.runtime} | {line.p50_ms:.2f} | {share} | "
-            f"{line.eager:.2f} | {line.speedup:.2f}{_range(line.speedup_interval)} |"
+            f"{line.eager:.2f}{_range(line.eager_interval)} | {line.speedup:.2f}{_range(line.speedup_interval)} |"
         )
     return "\n".join(rows)
 
