@@ -225,7 +225,12 @@ def test_a_student_of_half_the_width_competes_and_force_begins_anew(
     student = rows["tiny-width-50-student-2"]
     assert student["student"] == "tiny:0.5"
     assert student["macs_removed"] > 0.5
-    assert "tiny-width-50-student-2-static-int8-int4-weights" in rows
+    assert "tiny-width-50-student-2-static-int8" in rows
+    # For the least size, weights are in 4 bits at last.
+    (packed,) = (row for row in rows.values() if row["int8"] == "static-int4")
+    assert packed["variant"].endswith("-static-int8-int4-weights")
+    assert packed["size_mb"] < min(row["size_mb"] for row in rows.values() if row is not packed)
+    assert list(rows)[-1] == packed["variant"]
     assert "--backbone tiny --width 0.5" in " ".join(outcome.err.split())
     stored = json.loads((study / "variants" / student["variant"] / "variant.json").read_text())
     assert stored["options"]["width"] == 0.5
