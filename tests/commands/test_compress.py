@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from chestx_cli.compression.cost_probe import Prober
+from chestx_cli.compression.search import INT4, Cost
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.signals import Interrupted
 from chestx_cli.networks.training import fit
@@ -83,10 +86,15 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
     assert len(record["rows"]) == 2
     assert "no time left" in outcome.err
     # Another budget continues; what was built so far would not be worth an evaluation.
+    assert "continues from here" in record["answer"]["sentence"]
     following = record["answer"]["next_command"]
     assert following.startswith(f"chestx compress --study {study} --max-size-mb 0.0001")
     assert following.endswith("--time-budget 0.0002")
     assert following.count("--time-budget") == 1
+    # With --force everything is made again, also with more time.
+    forced = chestx("compress", "--study", study, *words, *QUICK, "--force", "--json").json()["answer"]
+    assert "--force" in forced["next_command"]
+    assert "continues" not in forced["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -226,11 +234,6 @@ def test_a_student_of_half_the_width_competes_and_force_begins_anew(
     assert student["student"] == "tiny:0.5"
     assert student["macs_removed"] > 0.5
     assert "tiny-width-50-student-2-static-int8" in rows
-    # For the least size, weights are in 4 bits at last.
-    (packed,) = (row for row in rows.values() if row["int8"] == "static-int4")
-    assert packed["variant"].endswith("-static-int8-int4-weights")
-    assert packed["size_mb"] < min(row["size_mb"] for row in rows.values() if row is not packed)
-    assert list(rows)[-1] == packed["variant"]
     assert "--backbone tiny --width 0.5" in " ".join(outcome.err.split())
     stored = json.loads((study / "variants" / student["variant"] / "variant.json").read_text())
     assert stored["options"]["width"] == 0.5
@@ -276,6 +279,30 @@ def test_guided_pruning_competes_by_a_sensitivity_that_is_measured_once(
     assert stored.read_bytes() == before
     assert chestx("sensitivity", "--study", study, "--structured", "--criterion", "l2").code == 0
     assert chestx(*words, "--force").code == 0
+
+
+def test_for_the_least_size_weights_are_in_4_bits_at_last(
+    chestx: Chestx, study: Path, costs: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(1.0)
+    measured = Prober.cost
+
+    def cost(prober: Prober, *about: Any) -> dict[str, Cost]:
+        # The tiny network has too few weights for a file in 4 bits to be smaller.
+        found = measured(prober, *about)
+        return found | {INT4: dataclasses.replace(found[INT4], size_mb=found[INT4].size_mb / 10)}
+
+    monkeypatch.setattr(Prober, "cost", cost)
+    outcome = chestx("compress", "--study", study, "--objective", "size", "--max-drop", 1, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    rows = outcome.json()["rows"]
+    assert [row["int8"] for row in rows].count("static-int4") == 1
+    packed = rows[-1]["variant"]
+    in_8_bits = packed.removesuffix("-int4-weights")
+    assert in_8_bits in {row["variant"] for row in rows if row["int8"] == "static"}
+    stored = json.loads((study / "variants" / packed / "variant.json").read_text())
+    assert stored["options"]["int4_weights"] is True
+    assert stored["parent"]["name"] == in_8_bits.removesuffix("-static-int8")
 
 
 def test_all_folds_are_searched_together(

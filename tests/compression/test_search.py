@@ -362,6 +362,59 @@ def test_weights_are_in_4_bits_only_if_8_are_always_too_large(size_mb: float, ex
     assert within(world, found, limits)
 
 
+def test_8_bits_are_not_given_up_at_the_very_limit_of_the_size() -> None:
+    # Nothing of a file's size is noise, so 2.5 of 2.6 MB are within the limit.
+    world = Landscape(knee=0)
+    limits = bounds(latency_ms=None, size_mb=2.6)
+    found = explore(space(students=("least",)), limits, world)
+    assert {one.int8 for one in within(world, found, limits)} == {STATIC, QAT}
+
+
+def test_what_a_single_choice_can_remove_does_not_decide_for_all() -> None:
+    # The first choice, guided or not, ends at half of the MACs: 13.75 MB in 8 bits.
+    world = Landscape(knee=95, guided_most=50)
+    limits = bounds(latency_ms=None, size_mb=7)
+    found = explore(space(criteria=("l2",), methods=(GUIDED, STRUCTURED)), limits, world)
+    assert {one.int8 for one in found} == {None, STATIC, QAT}
+    assert within(world, found, limits)
+
+
+def test_8_bits_before_4_where_fp32_is_faster_but_too_large() -> None:
+    world = Landscape(knee=95, int8_gain=1.3)
+    limits = bounds(latency_ms=6, size_mb=8)
+    found = explore(space(), limits, world)
+    assert PACKED not in {one.int8 for one in found}
+    assert within(world, found, limits)
+
+
+def test_a_student_within_the_limits_is_not_left_out_for_pruned_networks_above_them() -> None:
+    world = Landscape(knee=60, most=60, packed_loss=0.1)
+    limits = bounds(latency_ms=3, size_mb=8, max_drop=0.1, objective=SIZE)
+    found = explore(space(students=("small",)), limits, world)
+    assert {one.network.student for one in within(world, found, limits)} == {"small"}
+
+
+def test_the_model_within_all_limits_is_the_one_that_is_packed() -> None:
+    world = Landscape(knee=90, most=60)
+    limits = bounds(latency_ms=3, objective=SIZE, max_drop=0.1)
+    found = explore(space(students=("small", "poor")), limits, world)
+    packed = [one for one in found if one.int8 == PACKED]
+    assert packed
+    assert all(not limits.missed(cost_of(world, one), found[one]) for one in packed)
+
+
+def test_nothing_pruned_is_measured_where_8_bits_are_enough() -> None:
+    asked: list[Network] = []
+
+    class Counting(Landscape):
+        def cost(self, network: Network) -> dict[str, Cost]:
+            asked.append(network)
+            return super().cost(network)
+
+    explore(space(), bounds(latency_ms=None, size_mb=30), Counting(knee=60))
+    assert asked == [Network()]
+
+
 @pytest.mark.parametrize("packed_loss", [0.005, 0.1])
 @pytest.mark.parametrize("knee", [0, 60, 90])
 def test_the_least_size_is_in_4_bits_unless_they_lose_too_much(packed_loss: float, knee: int) -> None:
@@ -406,12 +459,6 @@ def test_the_kind_of_model_is_chosen_by_the_objective_where_both_meet_the_limits
     assert bounds(objective=SIZE).faster_kind(costs) == INT8
     assert bounds(latency_ms=4, size_mb=5, objective=LATENCY).faster_kind(costs) == INT8
     assert bounds(latency_ms=4, size_mb=20).faster_kind(costs) == FP32
-    # 4 bits if 8 are too large.
-    assert bounds(latency_ms=None, size_mb=2.2).kind_of(INT8, costs) == INT8
-    assert bounds(latency_ms=4, size_mb=1.5, objective=LATENCY).kind_of(INT8, costs) == INT4
-    assert bounds(latency_ms=None, size_mb=0.5).kind_of(INT8, costs) == INT4
-    # What is too slow is not made faster by them.
-    assert bounds(latency_ms=2, size_mb=20).kind_of(INT8, costs) == INT8
     with pytest.raises(ValueError, match="not measured"):
         bounds(objective=ENERGY).faster_kind(costs)
 

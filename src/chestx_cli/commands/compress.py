@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 import time
 from collections.abc import Sized
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ from chestx_cli.compression.search_folds import Fold, open_folds
 from chestx_cli.compression.searched_models import SearchedModels
 from chestx_cli.compression.short_fits import Student
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError, UsageError, quoted
+from chestx_cli.core.errors import StudyError, UsageError, command_line, quoted
 from chestx_cli.core.machine import available_threads, energy_counters
 from chestx_cli.core.options import Opt, parse_names
 from chestx_cli.core.printable import counted
@@ -404,13 +404,22 @@ def compress(
         folds=tuple(fold.name for fold in folds if fold.name),
         short_fits=tuple(builder.short_fits),
     )
-    more = f"{_continued(run.line)} --time-budget {2 * time_budget:g}" if builder.time_is_up else ""
-    return result.replace(answer=of_search(result, more, first_fold))
+    if not builder.time_is_up:
+        stopped, more = "The search is complete.", ""
+    else:
+        what = "use a larger --time-budget" if force else "a larger --time-budget continues from here"
+        stopped = f"Time is up: {what}."
+        more = _with_time(run.line, 2 * time_budget)
+    return result.replace(answer=of_search(result, stopped, more, first_fold))
 
 
-def _continued(line: str) -> str:
-    """Return a command line that continues its search: without its time, and without beginning anew."""
-    return re.sub(r" --time-budget[ =]\S+| --force\b", "", line)
+def _with_time(line: str, minutes: float) -> str:
+    """Return a command line with another --time-budget."""
+    words = shlex.split(line)
+    if "--time-budget" in words:
+        at = words.index("--time-budget")
+        del words[at : at + 2]
+    return command_line([*words, "--time-budget", f"{minutes:g}"])
 
 
 def _guided(run: Run, fold: Fold, criterion: str, seed: int, *, force: bool) -> Fold:

@@ -123,14 +123,6 @@ class Bounds:
 
         return min((FP32, INT8), key=key)
 
-    def kind_of(self, computed: str, least: Mapping[str, Cost]) -> str:
-        """Return the kind of models that compute in FP32 or INT8, given the costs of the smallest network.
-
-        Their weights are in 4 bits only if this network would else be too large.
-        """
-        is_met = self.load(least[computed]) <= HEADROOM
-        return computed if is_met or self.load(least[INT4]) >= self.load(least[computed]) else INT4
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelChoice:
@@ -304,8 +296,12 @@ class _Search:
         self._vary_share(best, best.network.choice or chosen)
 
     def _pack(self) -> None:
-        """Store the weights of the smallest models within the drop limit in 4 bits, until one remains within it."""
-        kept = [one for one, quality in self.built.items() if one.kind == INT8 and self.bounds.is_kept(quality)]
+        """Store the weights of the smallest models within the limits in 4 bits, until one stays within the drop's."""
+        kept = [
+            one
+            for one, quality in self.built.items()
+            if one.kind == INT8 and not self.bounds.missed(self._cost(one.network)[INT8], quality)
+        ]
         kept.sort(key=self._size_mb)
         for network in dict.fromkeys(one.network for one in kept):
             packed = Candidate(network=network, int8=PACKED)
@@ -345,12 +341,22 @@ class _Search:
         return self.bounds.load(self._cost(network)[self._kind(network)])
 
     def _kind(self, network: Network) -> str:
-        """Return the kind in which a network is built; that of pruned networks is one for all."""
-        computed = self.bounds.faster_kind(self._cost(network if network.student else Network()))
-        if self.bounds.size_mb is None:
-            return computed
-        smallest = network if network.student else _pruned(MOST_PERCENT, self.space.choices[0])
-        return self.bounds.kind_of(computed, self._cost(smallest))
+        """Return the kind in which a network is built; that of pruned networks is one for all.
+
+        Weights are in 4 bits only if else not even the smallest network would meet the limit of the size.
+        """
+        whole = network if network.student else Network()
+        computed = self.bounds.faster_kind(self._cost(whole))
+        return next((kind for kind in dict.fromkeys((computed, INT8, INT4)) if self._can_fit(whole, kind)), computed)
+
+    def _can_fit(self, whole: Network, kind: str) -> bool:
+        """Return whether a network, or one that is pruned from it, is within the limit of the size."""
+        limit_mb = self.bounds.size_mb
+        if limit_mb is None:
+            return True
+        # Asked one after the other, since each is measured first.
+        smallest = [] if whole.student else [_pruned(MOST_PERCENT, choice) for choice in self.space.choices]
+        return any(self._cost(network)[kind].size_mb <= limit_mb for network in (whole, *smallest))
 
     def _order(self, candidate: Candidate) -> tuple[bool, float, float]:
         return self.bounds.order(self._cost(candidate.network)[candidate.kind], self.built[candidate])
@@ -380,9 +386,12 @@ class _Search:
             if self._load(student) <= 1:
                 tiers[0].append(student)
         networks = list(dict.fromkeys(network for tier in tiers for network in tier))
-        # Widths have steps and a floor, so a choice may end above the limit: it competes only if all do.
-        is_met = any(self._load(network) <= 1 for network in networks if network.student is None)
-        return [network for network in networks if network.student or not is_met or self._load(network) <= 1]
+        if self.bounds.latency_ms is None and self.bounds.size_mb is None:
+            return networks
+        # Widths have steps and a floor, so a choice may end above the limit: it competes only if nothing meets it.
+        missing = {one.choice for one in tiers[0] if one.choice is not None and self._load(one) > 1}
+        is_met = any(one.choice not in missing for one in tiers[0])
+        return [network for network in networks if not is_met or network.choice not in missing]
 
     def _ranked(self, networks: list[Network]) -> list[Network]:
         """Return the networks in the order of successive halving: those that it leaves first, the best of them first.

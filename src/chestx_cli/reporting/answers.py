@@ -373,13 +373,12 @@ def of_comparison(record: CompareRecord) -> Answer:
     )
 
 
-def of_search(record: CompressRecord, more: str, study: str = "") -> Answer:
+def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") -> Answer:
     """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped.
 
-    more: the command that continues a search that ran out of time; empty for a complete one. study: the fold that the
-    next command evaluates in, for a search over folds.
+    more: the command that gives more time to a search that ran out of it; empty for a complete one. study: the fold
+    that the next command evaluates in, for a search over folds.
     """
-    stopped = "Time is up: a larger --time-budget continues from here." if more else "The search is complete."
     best = record.chosen or record.nearest
     rows = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
     following = f"chestx evaluate {best}{f' --study {quoted(study)}' if study else ''}" if best else ""
