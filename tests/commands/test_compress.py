@@ -298,11 +298,11 @@ def test_for_the_least_size_weights_are_in_4_bits_at_last(
     rows = outcome.json()["rows"]
     assert [row["int8"] for row in rows].count("static-int4") == 1
     packed = rows[-1]["variant"]
-    in_8_bits = packed.removesuffix("-int4-weights")
-    assert in_8_bits in {row["variant"] for row in rows if row["int8"] == "static"}
+    network = packed.removesuffix("-static-int8-int4-weights")
+    assert network in {row["variant"] for row in rows if row["int8"] is None}
     stored = json.loads((study / "variants" / packed / "variant.json").read_text())
     assert stored["options"]["int4_weights"] is True
-    assert stored["parent"]["name"] == in_8_bits.removesuffix("-static-int8")
+    assert stored["parent"]["name"] == network
 
 
 def test_all_folds_are_searched_together(
