@@ -302,7 +302,7 @@ def test_for_the_least_size_weights_are_in_4_bits_at_last(
     assert network in {row["variant"] for row in rows if row["int8"] is None}
     stored = json.loads((study / "variants" / packed / "variant.json").read_text())
     assert stored["options"]["int4_weights"] is True
-    assert stored["parent"]["name"] == network
+    assert stored["parent"] == network
 
 
 def test_all_folds_are_searched_together(
