@@ -44,6 +44,9 @@ SIDE_PX = 32
 IMAGES = 10
 needs_packing = pytest.mark.skipif(not onednn.packing_is_available(), reason="torch was built without oneDNN")
 needs_int8 = pytest.mark.skipif(not int8_is_available(), reason="no VNNI, or torch was built without oneDNN")
+every_kernel = pytest.mark.parametrize(
+    "kernels", ["plain", pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +120,7 @@ def test_a_folded_network_follows_its_network_when_refreshed() -> None:
         torch.testing.assert_close(folded.refresh()(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kernels", ["plain", pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
-)
+@every_kernel
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_finishing_from_any_layer_gives_the_output_and_spoils_nothing(backbone: str, kernels: str) -> None:
     network = trained(backbone)
@@ -367,9 +368,7 @@ class Adding(nn.Module):
 
 
 @pytest.mark.parametrize("images", [1, 3])
-@pytest.mark.parametrize(
-    "kernels", ["plain", pytest.param("packed", marks=needs_packing), pytest.param("int8", marks=needs_int8)]
-)
+@every_kernel
 @pytest.mark.parametrize(
     "kind", ["spent", "used again", "input", "alias", "parameter", "of one pixel", "expanded", "part"]
 )

@@ -17,6 +17,7 @@ from chestx_cli.commands.train import Fetch
 from chestx_cli.compression.pruning.allocation import require_sensitivity
 from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.methods import Structured
+from chestx_cli.compression.quantization.methods import Qat, Static
 from chestx_cli.compression.search import (
     ENERGY,
     FP32,
@@ -239,7 +240,7 @@ class Builder:
 
 def _suffix_of(candidate: Candidate) -> str:
     """Return how the name of a quantized variant ends."""
-    return "static-int8-int4-weights" if candidate.int8 == PACKED else f"{candidate.int8}-int8"
+    return Qat.suffix if candidate.int8 == QAT else Static(int4_weights=candidate.int8 == PACKED).suffix
 
 
 def describe(network: Network) -> str:
