@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +51,7 @@ from chestx_cli.evaluation.predictions import stacked
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.inference.onnx_export import PERCENT
 from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, require_installed
+from chestx_cli.inference.speedups import NOISY
 from chestx_cli.records.commands import CompressRecord, CompressRow, ShortFitRow
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE, VariantRecord
@@ -101,6 +102,8 @@ class Builder:
                 cost = fits.prober.cost_without(network.percent, fits.cutting_of(network), advance)
         costs = "; ".join(f"{kind} {_in_words(cost[kind])}" for kind in (FP32, INT8))
         costs += f"; weights in 4 bits {cost[INT4].size_mb:.2f} MB"
+        if any(one.is_rough for one in cost.values()):
+            costs += "; rough, since the machine is busy"
         self.run.reporter.note(f"{described}: {costs}")
         return cost
 
@@ -386,9 +389,14 @@ def compress(
         for caveat in uses_models(run, fold.study, [records[index] for records in models.records.values()])
     )
     first_fold = str(folds[0].study.root) if folds[0].name else ""
+    rough = [rows[one].variant for one, cost in costs.items() if cost.is_rough]
     result = CompressRecord(
         stamp=run.stamp(),
-        notes=(*_notes(best, bounds, rows, parent, len(groups), first_fold, is_chosen=chosen is not None), *caveats),
+        notes=(
+            *([_rough(rough)] if rough else []),
+            *_notes(best, bounds, rows, parent, len(groups), first_fold, is_chosen=chosen is not None),
+            *caveats,
+        ),
         parent=parent,
         images=len(groups),
         patients=models.patients.n,
@@ -473,6 +481,13 @@ def _chosen(rows: dict[Candidate, CompressRow], costs: dict[Candidate, Cost], bo
         return (loss if bounds.objective is None else costs[candidate].of(bounds.objective), loss)
 
     return min((one for one, row in rows.items() if not row.missed), key=key, default=None)
+
+
+def _rough(variants: Sequence[str]) -> str:
+    return (
+        f"{NOISY}: the rounds of {', '.join(variants)} differ much. The machine was busy, so the choice may be wrong: "
+        "run the same command on an idle machine; it times all models again."
+    )
 
 
 def _notes(

@@ -21,7 +21,8 @@ from chestx_cli.core.machine import energy_counters, environment
 from chestx_cli.core.progress import SilentReporter, ignored
 from chestx_cli.inference.onnx_export import PERCENT, export_onnx
 from chestx_cli.inference.runtimes import Model
-from chestx_cli.inference.timing import Job, Round, time_jobs
+from chestx_cli.inference.speedups import NOISY_SPREAD
+from chestx_cli.inference.timing import Job, Round, spread_of, time_jobs
 from chestx_cli.networks.layers import count_macs
 from chestx_cli.networks.weights.serialization import serialised
 
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
 # Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
-# Of what is measured: since 2 INT8 files read grey, since 3 there is the size with weights in 4 bits.
-COSTS_VERSION = 3
+# Rounds that differ too much are timed again; the timing that differs least is used.
+ATTEMPTS = 3
+# Of what is measured: since 2 INT8 files read grey, since 3 there is the size with weights in 4 bits, and since 4
+# what was timed on a busy machine is not kept.
+COSTS_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
     """Measures untrained networks: pruned copies of the parent's network, and students.
 
-    `folder` caches the measurements by tensor shapes, machine and runtime. If it `renews`, those of earlier runs are
-    replaced; `renewed` are the cache files that it has replaced.
+    `folder` caches the measurements, unless they are rough, by tensor shapes, machine and runtime. If it `renews`,
+    those of earlier runs are replaced; `renewed` are the cache files that it has replaced.
     """
 
     network: nn.Module
@@ -97,8 +101,9 @@ class Prober:
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it; it is then measured again") from error
         costs = self._measured(network, backbone, advance)
-        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
-        self.renewed.add(path)
+        if not any(cost.is_rough for cost in costs.values()):
+            write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
+            self.renewed.add(path)
         return costs
 
     def _measured(self, network: nn.Module, backbone: str, advance: Advance) -> dict[str, Cost]:
@@ -138,7 +143,8 @@ def time_latency(
 ) -> list[list[Round]]:
     """Time ONNX models under a runtime at batch size 1, in interleaved rounds with one process per model.
 
-    advance: called after each model in each of ROUNDS rounds.
+    All are timed again while the rounds of one differ too much, in at most ATTEMPTS attempts; returns the attempt in
+    which they differ least. advance: called after each model in each of ROUNDS rounds of the first attempt.
     """
     jobs = [
         Job(
@@ -153,7 +159,16 @@ def time_latency(
         )
         for model in models
     ]
-    return time_jobs(jobs, ROUNDS, advance)
+    attempts: list[list[list[Round]]] = []
+    while len(attempts) < ATTEMPTS:
+        attempts.append(time_jobs(jobs, ROUNDS, ignored if attempts else advance))
+        if _largest_spread(attempts[-1]) <= NOISY_SPREAD:
+            break
+    return min(attempts, key=_largest_spread)
+
+
+def _largest_spread(timed: list[list[Round]]) -> float:
+    return max(spread_of(rounds) for rounds in timed)
 
 
 def cost_of(rounds: list[Round], size_bytes: int) -> Cost:
@@ -163,4 +178,5 @@ def cost_of(rounds: list[Round], size_bytes: int) -> Cost:
         latency_ms=statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000,
         size_mb=size_bytes / 1e6,
         energy_mj=statistics.median(joules) * 1000 if joules else None,
+        is_rough=spread_of(rounds) > NOISY_SPREAD,
     )

@@ -38,11 +38,15 @@ SHARES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of running a model: median latency of one image, file size, and energy of one image if it is measured."""
+    """Cost of running a model: median latency of one image, file size, and energy of one image if it is measured.
+
+    is_rough: whether the latency differed too much between rounds, as on a busy machine.
+    """
 
     latency_ms: float
     size_mb: float
     energy_mj: float | None = None
+    is_rough: bool = False
 
     def of(self, objective: str) -> float:
         """Return the cost that an objective minimises; raises ValueError for energy that was not measured."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.inference.file_sizes import file_sizes
+from chestx_cli.inference.timing import spread_of
 from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.variant import BASELINE
@@ -153,9 +154,8 @@ def noise(timed: Timed) -> tuple[str, ...]:
     """Return warnings if a model's rounds differ too much, there is only one, or a smaller batch took longer."""
     sizes = sorted(next(iter(timed.values()))[0].seconds)
     first, last = sizes[0], sizes[-1]
-    medians = {key: [statistics.median(timing.seconds[first]) for timing in rounds] for key, rounds in timed.items()}
-    worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
-    spread = max(medians[worst]) / min(medians[worst])
+    worst = max(timed, key=lambda key: spread_of(timed[key]))
+    spread = spread_of(timed[worst])
     sentences = []
     if spread > NOISY_SPREAD:
         sentences.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -71,6 +72,13 @@ def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> 
             results.append(time_round(job))
             advance()
     return rounds_of_jobs
+
+
+def spread_of(rounds: Sequence[Round]) -> float:
+    """Return the ratio of the largest to the smallest median latency of a model's rounds, at the smallest batch."""
+    batch = min(rounds[0].seconds)
+    medians_s = [statistics.median(timing.seconds[batch]) for timing in rounds]
+    return max(medians_s) / min(medians_s)
 
 
 def time_round(job: Job) -> Round:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from chestx_cli.core.errors import STUDY_FLAG, command_line, quoted
 from chestx_cli.core.printable import counted, paragraph, short_number
 from chestx_cli.core.record import Answer
-from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
+from chestx_cli.inference.speedups import NOISY, is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
     EXCEEDED,
     CheckRow,
@@ -290,7 +290,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             size_mb=short_number(sizes_mb[row.variant]),
             verdict="–"
             if row.variant == record.baseline
-            else "NOISY"
+            else NOISY
             if noisy
             else word_of(record, row.variant) or "–",
         )
@@ -403,7 +403,7 @@ def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") 
             for row in rows
         ),
         sentence=sentence,
-        warnings=warnings_of(record),
+        warnings=(*warnings_of(record), *(note for note in record.notes if note.startswith(NOISY))),
         next_command=more if more and not record.chosen else following,
     )
 
