@@ -22,7 +22,7 @@ from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, Model, chosen_runtim
 from chestx_cli.inference.speedups import best_runtime, noise, recommendation, speed_row, speed_sentence
 from chestx_cli.inference.timing import Job, Round, time_jobs
 from chestx_cli.records.benchmark import BenchmarkRecord, CostRow
-from conftest import Chestx
+from conftest import MOST_WAITED, Chestx
 
 QUICK = ("--rounds", 1, "--duration", 0.01, "--threads", 1)
 
@@ -204,6 +204,18 @@ def test_times_that_scatter_are_called_noisy() -> None:
     assert "NOISY: the rounds of baseline under pytorch differ by a factor of 4" in said[0]
     assert "a batch of 1 took longer than one of 16" in said[1]
     assert "One round only" in noise({("baseline", "pytorch"): [quiet]})[0]
+
+
+def test_times_of_models_that_wait_for_a_processor_are_called_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MOST_WAITED", MOST_WAITED)
+    idle, busy = (Round(seconds={1: (0.01,) * 3}, waited_share=share) for share in (0.01, 0.4))
+    unknown = dataclasses.replace(idle, waited_share=None)
+    assert noise({("a", "pytorch"): [idle, idle, busy], ("b", "pytorch"): [unknown] * 3}) == ()
+    said = noise({("a", "pytorch"): [idle] * 3, ("b", "onnxruntime"): [busy, idle, busy]})
+    assert said[0].startswith("NOISY: b under onnxruntime waited 40% of its time for a processor. The machine was busy")
+    assert [timing.roughness_of([one] * 3) > 1 for one in (idle, busy, unknown)] == [False, True, False]
+    row = speed_row(("b", "onnxruntime"), {("b", "onnxruntime"): [busy, idle, busy]}, "b", "onnxruntime", "0" * 64)
+    assert row.waited_share == pytest.approx(0.4)
 
 
 def made_up(**rounds_ms: Sequence[float]) -> BenchmarkRecord:

@@ -109,7 +109,7 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
         (("--max-size-mb", 1, "--students", "tiny:2"), "--students tiny:2: the width is", "tiny:0.5"),
         (("--max-size-mb", 1, "--students", "tiny:half"), "--students tiny:half: the width is", "tiny:0.5"),
         (("--max-size-mb", 1, "--students", "tiny:0.01"), "leaves none of the 8 channels", "give at least 0.07"),
-        (("--max-size-mb", 1, "--runtime", "pytorch"), "runs no INT8 files", "onnxruntime"),
+        (("--max-size-mb", 1, "--runtime", "pytorch"), "unknown --runtime", "choose one of onnxruntime"),
         (("--objective", "energy"), "no energy counter of this processor", "--objective latency"),
     ],
     ids=[

@@ -39,7 +39,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[float]]:
     [
         ([(5.0, 5.1, 5.0)], 5.0, False),
         ([(5.0, 9.0, 9.1), (5.0, 5.2, 5.1)], 5.1, False),
-        ([(5.0, 50.0, 50.0), (5.0, 8.0, 8.0), (5.0, 40.0, 40.0)], 8.0, True),
+        ([(5.0, 8.0, 8.0), (5.0, 50.0, 50.0)], 8.0, True),
     ],
     ids=["quiet", "quiet at the second attempt", "never quiet"],
 )
@@ -51,7 +51,8 @@ def test_the_attempt_in_which_rounds_differ_least_counts(
     model = Model(path="model.onnx", kind="onnx", backbone="none", n_classes=2)
     [rounds] = time_latency([model], 32, 1, "onnxruntime", lambda step=1.0: steps.append(step))
     cost = cost_of(rounds, 1)
-    assert (cost.latency_ms, cost.is_rough) == (pytest.approx(latency_ms), is_rough)
+    assert cost.latency_ms == pytest.approx(latency_ms)
+    assert cost.is_rough == is_rough
     assert len(steps) == cost_probe.ROUNDS
     # The last attempt to come stays in the list.
     assert len(attempts) == 1
@@ -65,7 +66,7 @@ def test_a_busy_machine_is_told_and_its_times_are_not_kept(
     words = ("compress", "--study", study, "--max-size-mb", 1, "--max-drop", 1, "--threads", 1, "--criteria", "l2")
     outcome = chestx(*words)
     assert outcome.code == 0, outcome.err
-    assert "NOISY: the rounds of baseline" in outcome.out
+    assert "NOISY: the machine was busy while baseline" in " ".join(outcome.out.split())
     assert "rough, since the machine is busy" in outcome.err
     kept = list((study / "cache").rglob("cost-*.json"))
     assert not kept

@@ -108,6 +108,16 @@ def test_as_many_of_the_slower_layers_stay_in_fp32_as_make_the_fastest_file(
     assert "Layers timed on" in shown
 
 
+def test_layers_chosen_on_a_busy_machine_say_so(chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scattered_ms = tuple(0.9 if number % 2 else 1.8 for number in range(ROUNDS))
+    injected(monkeypatch, TIMES, ((0.8,) * SEARCH_ROUNDS, (0.9,) * SEARCH_ROUNDS), (ONE_MS, scattered_ms))
+    record = quantized(chestx, study)
+    assert record["quantization"]["layer_speeds"]["is_rough"]
+    assert "NOISY, since the machine was busy" in record["notes"][-1]
+    answer = " ".join(chestx(*STATIC, "--study", study).out.split())
+    assert "left in FP32: 0; NOISY, since the machine was busy." in answer
+
+
 @pytest.mark.parametrize(
     "mixed_ms",
     [(1.1,) * ROUNDS, (0.8, 1.2, 0.9, 1.1, 0.8, 1.2, 0.9)],

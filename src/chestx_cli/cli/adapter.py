@@ -19,7 +19,7 @@ from chestx_cli.cli.errors import JSON_FLAG, show_error
 from chestx_cli.core.command import Shell, Stage
 from chestx_cli.core.errors import COMMAND_IN_TEXT, ChestxError, is_reported, leave_error, quoted
 from chestx_cli.core.files import storage_error
-from chestx_cli.core.options import Opt, parse_share
+from chestx_cli.core.options import Declared, Opt, parse_share
 from chestx_cli.core.plugins import fault_of_plugin
 from chestx_cli.core.registry import COMMANDS
 from chestx_cli.core.shared_options import CONFIG_FLAG, ConfigFile
@@ -71,8 +71,8 @@ def as_command(name: str, stage: Stage[..., Any]) -> Callable[..., None]:
         with_exit_codes(lambda: _run(name, stage, call, out, err), err, debug=debug, as_json=as_json)
 
     parameters = [
-        parameter.replace(annotation=_annotation(option, parameter, kind, opt), default=_default(parameter, opt))
-        for option, (parameter, kind, opt) in stage.options.items()
+        one.parameter.replace(annotation=_annotation(option, one), default=_default(one.parameter, one.opt))
+        for option, one in stage.options.items()
     ]
     parameters = [
         inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
@@ -247,12 +247,16 @@ def _expected(error: Exception) -> ChestxError:
     )
 
 
-def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) -> Any:
+def _annotation(name: str, declared: Declared) -> Any:
+    parameter, kind, opt = declared
+    # A switch that is off by default may have been switched on by a file.
+    is_switch = kind is bool or bool in typing.get_args(kind)
     settings: dict[str, Any] = {"help": opt.help_by_methods(), "show_default": _shown_default(opt, parameter)}
-    if opt.metavar or opt.choices is not None:
-        settings["metavar"] = opt.metavar or f"[{'|'.join(opt.choices or ())}]"
     if opt.choices is not None:
         settings["autocompletion"] = lambda: list(opt.choices or ())
+    if not is_switch:
+        names = f"[{'|'.join(opt.choices or ())}]"
+        settings["metavar"] = names if opt.choices is not None and not opt.metavar else declared.placeholder
     parse = opt.parse or (parse_share if opt.is_share else None)
     if parse is not None:
         settings["parser"] = _named(parse, opt.metavar or "FLOAT" if opt.parse is None else opt.metavar or "TEXT")
@@ -261,8 +265,6 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    # A switch that is off by default may have been switched on by a file.
-    is_switch = kind is bool or bool in typing.get_args(kind)
     flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if is_switch else opt.flag_of(name)
     return Annotated[kind, typer.Option(flags, **settings)]
 
@@ -295,7 +297,7 @@ def _named(parse: Callable[[str], Any], metavar: str) -> Callable[[Any], Any]:
 def _config_parameter() -> inspect.Parameter:
     kind, opt = typing.get_args(ConfigFile)
     parameter = inspect.Parameter(CONFIG, inspect.Parameter.KEYWORD_ONLY, default=None)
-    return parameter.replace(annotation=_annotation(CONFIG, parameter, kind, opt))
+    return parameter.replace(annotation=_annotation(CONFIG, Declared(parameter, kind, opt)))
 
 
 def _switch(name: str, flag: str, text: str) -> inspect.Parameter:

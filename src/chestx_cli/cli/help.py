@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import textwrap
 import typing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -39,7 +38,6 @@ STEPS = (
     ("chestx evaluate", "which is as good, and which to ship"),
     ("chestx report", "everything on one page"),
 )
-_KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def command_class(stage: Stage[..., Any]) -> type[TyperCommand]:
@@ -133,7 +131,7 @@ def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
         if parameter.default is True or any(value is True for value in (opt.defaults or {}).values()):
             flag = f"{flag}/{opt.flag_off(name)}"
         elif not _is_switch(declared):
-            flag = f"{flag} {_metavar(declared)}"
+            flag = f"{flag} {declared.placeholder}"
     default = _default_of(declared)
     text = f"{text.rstrip('.')}."
     lines = _lines(flag, f"{text} [{default}]" if default else text)
@@ -169,16 +167,6 @@ def _argument(name: str, declared: Declared) -> str:
 
 def _is_switch(declared: Declared) -> bool:
     return declared.kind is bool or bool in typing.get_args(declared.kind)
-
-
-def _metavar(declared: Declared) -> str:
-    opt = declared.opt
-    if opt.metavar:
-        return opt.metavar
-    if opt.choices is not None:
-        return "NAME"
-    kinds = [declared.kind, *typing.get_args(declared.kind)]
-    return next((_KINDS[kind] for kind in kinds if kind in _KINDS), "TEXT")
 
 
 def _default_of(declared: Declared) -> str:

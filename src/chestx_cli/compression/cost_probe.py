@@ -21,8 +21,7 @@ from chestx_cli.core.machine import energy_counters, environment
 from chestx_cli.core.progress import SilentReporter, ignored
 from chestx_cli.inference.onnx_export import PERCENT, export_onnx
 from chestx_cli.inference.runtimes import Model
-from chestx_cli.inference.speedups import NOISY_SPREAD
-from chestx_cli.inference.timing import Job, Round, spread_of, time_jobs
+from chestx_cli.inference.timing import Job, Round, roughness_of, time_jobs
 from chestx_cli.networks.layers import count_macs
 from chestx_cli.networks.weights.serialization import serialised
 
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 # Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
-# Rounds that differ too much are timed again; the timing that differs least is used.
-ATTEMPTS = 3
+# What was timed on a busy machine is timed once more; the less rough attempt counts.
+ATTEMPTS = 2
 # Of what is measured: since 2 INT8 files read grey, since 3 there is the size with weights in 4 bits, and since 4
 # what was timed on a busy machine is not kept.
 COSTS_VERSION = 4
@@ -143,8 +142,8 @@ def time_latency(
 ) -> list[list[Round]]:
     """Time ONNX models under a runtime at batch size 1, in interleaved rounds with one process per model.
 
-    All are timed again while the rounds of one differ too much, in at most ATTEMPTS attempts; returns the attempt in
-    which they differ least. advance: called after each model in each of ROUNDS rounds of the first attempt.
+    All are timed again while the times of one are rough, in at most ATTEMPTS attempts; returns the least rough one.
+    advance: called after each model in each of ROUNDS rounds of the first attempt.
     """
     jobs = [
         Job(
@@ -162,13 +161,13 @@ def time_latency(
     attempts: list[list[list[Round]]] = []
     while len(attempts) < ATTEMPTS:
         attempts.append(time_jobs(jobs, ROUNDS, ignored if attempts else advance))
-        if _largest_spread(attempts[-1]) <= NOISY_SPREAD:
+        if _roughest(attempts[-1]) <= 1:
             break
-    return min(attempts, key=_largest_spread)
+    return min(attempts, key=_roughest)
 
 
-def _largest_spread(timed: list[list[Round]]) -> float:
-    return max(spread_of(rounds) for rounds in timed)
+def _roughest(timed: list[list[Round]]) -> float:
+    return max(roughness_of(rounds) for rounds in timed)
 
 
 def cost_of(rounds: list[Round], size_bytes: int) -> Cost:
@@ -178,5 +177,5 @@ def cost_of(rounds: list[Round], size_bytes: int) -> Cost:
         latency_ms=statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000,
         size_mb=size_bytes / 1e6,
         energy_mj=statistics.median(joules) * 1000 if joules else None,
-        is_rough=spread_of(rounds) > NOISY_SPREAD,
+        is_rough=roughness_of(rounds) > 1,
     )

@@ -40,7 +40,7 @@ SHARES = 3
 class Cost:
     """Cost of running a model: median latency of one image, file size, and energy of one image if it is measured.
 
-    is_rough: whether the latency differed too much between rounds, as on a busy machine.
+    is_rough: whether the machine was busy when the latency was measured.
     """
 
     latency_ms: float

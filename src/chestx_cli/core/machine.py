@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 # Linux's energy counters of processor packages (RAPL): intel-rapl:0, which AMD's processors have too, intel-rapl:1, ...
 ENERGY_COUNTERS = Path("/sys/class/powercap")
+# Linux's accounting of this process's threads.
+THREADS = Path("/proc/self/task")
 # The driver's own list, readable without loading a library.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
@@ -80,6 +83,23 @@ def resident_bytes(what: str) -> int | None:
             if name == what:
                 return int(value.split()[0]) * 1024
     return None
+
+
+def scheduled_s() -> tuple[float, float] | None:
+    """Return the seconds that this process's threads have run, and have waited for a processor that others used.
+
+    Threads that have ended are not counted. None except on Linux.
+    """
+    # Nanoseconds on a processor and in its queue, then the number of times that it was given one.
+    texts = []
+    for path in THREADS.glob("*/schedstat"):
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            texts.append(path.read_text())
+    if not texts:
+        return None
+    ran, waited = (sum(int(text.split()[at]) for text in texts) / 1e9 for at in (0, 1))
+    return ran, waited
 
 
 def energy_counters() -> tuple[Path, ...]:

@@ -112,12 +112,26 @@ class Opt:
         return Path(value).name if self.names_file and isinstance(value, str) else value
 
 
+# What stands for a value of these types in help texts.
+_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
 class Declared(NamedTuple):
     """An option of a stage: its parameter in the signature, the type of its value, and its `Opt`."""
 
     parameter: inspect.Parameter
     kind: Any
     opt: Opt
+
+    @property
+    def placeholder(self) -> str:
+        """Return what stands for the value in help texts, such as N."""
+        if self.opt.metavar:
+            return self.opt.metavar
+        if self.opt.choices is not None:
+            return "NAME"
+        kinds = [self.kind, *typing.get_args(self.kind)]
+        return next((_PLACEHOLDERS[kind] for kind in kinds if kind in _PLACEHOLDERS), "TEXT")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from chestx_cli.core.errors import PluginError, UsageError
@@ -55,6 +56,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the name under which `entry` is registered."""
         return next(name for name, other in self._entries.items() if other is entry)
 
+    def names(self, of: Callable[[T], bool]) -> Collection[str]:
+        """Return the names of some entries: a view, so that it loads no plugins before it is read."""
+        return _Names(registry=self, of=of)
+
     def __getitem__(self, name: str) -> T:
         if name not in self:
             raise UsageError(f"unknown {self.kind} {name!r}", f"choose one of {', '.join(self)}")
@@ -71,6 +76,21 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         load_plugins()
         return len(self._entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Names(Collection[str], Generic[T]):
+    registry: Registry[T]
+    of: Callable[[T], bool]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == one for one in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, entry in self.registry.items() if self.of(entry))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.inference.file_sizes import file_sizes
-from chestx_cli.inference.timing import spread_of
+from chestx_cli.inference.timing import MOST_SPREAD, is_kept_waiting, spread_of, waited_share_of
 from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.variant import BASELINE
@@ -33,8 +33,6 @@ SIZE_TOLERANCE = 0.005
 FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
 # The ratio has no interval, or its interval includes 1 although the ratio is beyond the tolerance.
 UNDECIDED = "not enough rounds to say"
-# Rounds of a model that differ by more than this factor were not measured on an idle machine.
-NOISY_SPREAD = 1.5
 NOISY = "NOISY"
 TOO_NOISY = f"too {NOISY} to say"
 
@@ -77,6 +75,7 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
         speedup_over_best_fp32_interval=over_best_interval,
         batches=batches,
         model_sha256=model_sha256,
+        waited_share=waited_share_of(rounds),
     )
 
 
@@ -151,17 +150,23 @@ def speedup_of(reference: list[Round], variant: list[Round]) -> tuple[float, tup
 
 
 def noise(timed: Timed) -> tuple[str, ...]:
-    """Return warnings if a model's rounds differ too much, there is only one, or a smaller batch took longer."""
+    """Return warnings about times of a busy machine, of a single round, and of a smaller batch that took longer."""
     sizes = sorted(next(iter(timed.values()))[0].seconds)
     first, last = sizes[0], sizes[-1]
     worst = max(timed, key=lambda key: spread_of(timed[key]))
     spread = spread_of(timed[worst])
+    waited = {key: waited_share_of(rounds) or 0.0 for key, rounds in timed.items()}
+    slowed = max(waited, key=lambda key: waited[key])
+    facts = []
+    if spread > MOST_SPREAD:
+        facts.append(f"the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}")
+    if is_kept_waiting(timed[slowed]):
+        facts.append(f"{slowed[0]} under {slowed[1]} waited {waited[slowed]:.0%} of its time for a processor")
     sentences = []
-    if spread > NOISY_SPREAD:
+    if facts:
         sentences.append(
-            f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine "
-            "was busy, or its threads competed: do not quote these times; try again on an idle machine, or with "
-            "--threads."
+            f"{NOISY}: {', and '.join(facts)}. The machine was busy, or its threads competed: do not quote these "
+            "times; try again on an idle machine, or with --threads."
         )
     if any(len(rounds) == 1 for rounds in timed.values()):
         sentences.append(

@@ -83,11 +83,17 @@ class DeviceRound:
     model_sha256: str
     threads: int
     environment: dict[str, str]
+    waited_share: float | None
 
     @property
     def round(self) -> Round:
         """Return it in the form of a round on this machine."""
-        return Round(seconds=self.seconds, peak_bytes=self.peak_bytes, runtime_bytes=self.runtime_bytes)
+        return Round(
+            seconds=self.seconds,
+            peak_bytes=self.peak_bytes,
+            runtime_bytes=self.runtime_bytes,
+            waited_share=self.waited_share,
+        )
 
 
 def ssh_line(host: Host, python: str) -> list[str]:

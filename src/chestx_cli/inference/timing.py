@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.core.machine import energy_counters, read_energy_uj, resident_bytes, used_energy_j
+from chestx_cli.core.machine import energy_counters, read_energy_uj, resident_bytes, scheduled_s, used_energy_j
 from chestx_cli.inference.runtimes import RUNTIMES, Compute, Model
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # second is as fast as all others.
 WARMUP_CALLS = 5
 MIN_CALLS = 3
+# A model whose rounds differ by more than this factor, or whose threads wait for a processor for more than this share
+# of their time, was not measured on an idle machine. On an idle one they wait for a hundredth; while one other program
+# runs on two processors, for a third to a half, and take two to five times as long.
+MOST_SPREAD, MOST_WAITED = 1.5, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +54,15 @@ class Round:
 
     runtime_bytes: memory after importing the runtime, before opening the model. Both memory values are None if the
     system does not report them. joules: energy of the processor per call, by batch size; empty if the system does not
-    report it.
+    report it. waited_share: share of their time that the threads waited for a processor, idle ones not counted; None if
+    the system does not report it.
     """
 
     seconds: dict[int, tuple[float, ...]]
     peak_bytes: int | None = None
     runtime_bytes: int | None = None
     joules: dict[int, float] = field(default_factory=dict)
+    waited_share: float | None = None
 
 
 def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> list[list[Round]]:
@@ -79,6 +85,22 @@ def spread_of(rounds: Sequence[Round]) -> float:
     batch = min(rounds[0].seconds)
     medians_s = [statistics.median(timing.seconds[batch]) for timing in rounds]
     return max(medians_s) / min(medians_s)
+
+
+def waited_share_of(rounds: Sequence[Round]) -> float | None:
+    """Return the median over rounds of the share of time that threads waited for a processor; None if not reported."""
+    shares = [timing.waited_share for timing in rounds if timing.waited_share is not None]
+    return statistics.median(shares) if shares else None
+
+
+def is_kept_waiting(rounds: Sequence[Round]) -> bool:
+    """Return whether a model's threads waited for a processor for more than they do on an idle machine."""
+    return (waited_share_of(rounds) or 0.0) > MOST_WAITED
+
+
+def roughness_of(rounds: Sequence[Round]) -> float:
+    """Return how far a model's rounds are from those of an idle machine; above 1 their times must not be quoted."""
+    return max(spread_of(rounds) / MOST_SPREAD, (waited_share_of(rounds) or 0.0) / MOST_WAITED)
 
 
 def time_round(job: Job) -> Round:
@@ -106,6 +128,7 @@ def time_round(job: Job) -> Round:
         peak_bytes=answer["peak_bytes"],
         runtime_bytes=answer["runtime_bytes"],
         joules={int(batch): joules for batch, joules in answer["joules"].items()},
+        waited_share=answer["waited_share"],
     )
 
 
@@ -138,15 +161,25 @@ def measure(job: Job) -> Round:
     compute = runtime.open(job.model, job.threads, job.device)
     rng = np.random.default_rng(job.seed)
     seconds, joules = {}, {}
+    ran_s = waited_s = 0.0
     counters = energy_counters()
     for batch in job.batch_sizes:
         inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
         _warm_up(compute, inputs, job.duration_s)
         before_uj = read_energy_uj(counters)
+        before_s = scheduled_s()
         seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
+        if before_s is not None and (after_s := scheduled_s()) is not None:
+            ran_s, waited_s = ran_s + after_s[0] - before_s[0], waited_s + after_s[1] - before_s[1]
         if counters:
             joules[batch] = used_energy_j(counters, before_uj) / len(seconds[batch])
-    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=runtime_bytes, joules=joules)
+    return Round(
+        seconds=seconds,
+        peak_bytes=resident_bytes("VmHWM"),
+        runtime_bytes=runtime_bytes,
+        joules=joules,
+        waited_share=waited_s / (ran_s + waited_s) if ran_s > 0 else None,
+    )
 
 
 def _job_of(document: Document) -> Job:

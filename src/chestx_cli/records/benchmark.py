@@ -48,6 +48,9 @@ class BenchmarkRow:
     speedup_over_best_fp32_interval: tuple[Positive, Positive] | None = col("95 % interval", ".2f")
     batches: tuple[BatchRow, ...]
     model_sha256: str
+    # Share of their time that the threads waited for a processor; None where the system does not report it, and in
+    # records of earlier versions.
+    waited_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,8 @@ class LayerSpeeds:
     speedup_interval: tuple[Positive, Positive] | None = col("Its 95 % interval", ".2f")
     # They were left in FP32 after the file was timed.
     left_by_drop: Count = col("More in FP32 by --max-drop", default=0)
+    # Whether the machine was busy when the file was timed.
+    is_rough: bool = col("Machine was busy", default=False)
     rows: tuple[SlowerLayerRow, ...]
 
     @property
@@ -214,6 +216,8 @@ class LayerSpeeds:
         )
         bounds = f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
         measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}"
+        if self.is_rough:
+            measured += "; NOISY, since the machine was busy"
         tried = counted(self.tried_layers, "layer")
         if self.left_by_drop:
             more = counted(self.left_by_drop, "more layer")

@@ -177,7 +177,8 @@ def _slower_layers(speeds: LayerSpeeds | None) -> str:
     if speeds is None:
         return ""
     kept = sum(row.in_fp32 for row in speeds.rows)
-    return f"Layers slower in INT8 here: {len(speeds.rows)} of {speeds.timed_layers}; left in FP32: {kept}."
+    rough = "; NOISY, since the machine was busy" if speeds.is_rough else ""
+    return f"Layers slower in INT8 here: {len(speeds.rows)} of {speeds.timed_layers}; left in FP32: {kept}{rough}."
 
 
 def _next_step(record: VariantRecord) -> str:
@@ -288,11 +289,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
-            verdict="–"
-            if row.variant == record.baseline
-            else NOISY
-            if noisy
-            else word_of(record, row.variant) or "–",
+            verdict="–" if row.variant == record.baseline else NOISY if noisy else word_of(record, row.variant) or "–",
         )
         for row in fastest_rows
     )

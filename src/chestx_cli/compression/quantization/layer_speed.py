@@ -13,7 +13,7 @@ from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import NATIVE, Model, profile_nodes
 from chestx_cli.inference.speedups import SLOWER, speed_word, speedup_of
-from chestx_cli.inference.timing import Job, time_jobs
+from chestx_cli.inference.timing import Job, roughness_of, time_jobs
 from chestx_cli.records.variant import INT8_EVERYWHERE, SOME_IN_FP32, LayerSpeeds, SlowerLayerRow
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
         files = {"fp32": calibrated.graph.SerializeToString(), "int8": everywhere}
         times = time_layers(files, names, image, threads, lambda: advance(1))
     slower = slower_layers(times)
-    kept, tried, speedup, interval = INT8_EVERYWHERE, 0, None, None
+    kept, tried, speedup, interval, is_rough = INT8_EVERYWHERE, 0, None, None, False
     # A file with all layers in FP32 would be no INT8 file.
     counts = prefixes(min(len(slower), len(calibrated.layers) - 1))
     if counts:
@@ -72,6 +72,7 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
             tried = fastest_of(mixed, parent, threads, lambda: advance(1))
             reference, rounds = time_files((everywhere, mixed[tried]), parent, threads, ROUNDS, lambda: advance(1))
         speedup, interval = speedup_of(reference, rounds)
+        is_rough = max(roughness_of(reference), roughness_of(rounds)) > 1
         if interval is not None and interval[0] > 1:
             kept = SOME_IN_FP32
             slower = tuple(replace(row, in_fp32=at < tried) for at, row in enumerate(slower))
@@ -84,6 +85,7 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
         tried_layers=tried,
         speedup=speedup,
         speedup_interval=interval,
+        is_rough=is_rough,
         rows=slower,
     )
 

@@ -9,6 +9,7 @@ pylibjpeg-openjpeg`). Images are decoded and resized as chestx does it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -53,8 +54,9 @@ RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
 # Warm-up ends after this many calls or half the measurement time; only the first call is slow.
 WARMUP_CALLS = 5
 MIN_CALLS = 3
-# Rounds that differ by more than this factor were not measured on an idle machine.
-NOISY_SPREAD = 1.5
+# A model whose rounds differ by more than this factor, or whose threads wait for a processor for more than this share
+# of their time, was not measured on an idle machine.
+MOST_SPREAD, MOST_WAITED = 1.5, 0.1
 
 Array = np.ndarray[Any, Any]
 # What chestx takes for valid, too.
@@ -134,7 +136,10 @@ class ImageRow(TypedDict):
 
 
 class Round(TypedDict):
-    """Durations of a round's calls in seconds by batch size, and the memory of its process in bytes."""
+    """Durations of a round's calls in seconds by batch size, and the memory of its process in bytes.
+
+    waited_share: share of their time that the threads waited for a processor; None if the system does not report it.
+    """
 
     seconds: dict[str, list[float]]
     peak_bytes: int | None
@@ -142,6 +147,7 @@ class Round(TypedDict):
     model_sha256: str
     threads: int
     environment: dict[str, str]
+    waited_share: float | None
 
 
 class BatchTimes(TypedDict):
@@ -608,6 +614,8 @@ def emulator(proc: Path, machine: str) -> str | None:
 def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> Round:
     """Return the durations of calls by batch size in seconds, and the memory of this process in bytes.
 
+    Also the share of time that its threads waited for a processor.
+
     First opens the model and warms up, on random input. Raises BundleError on an emulated processor.
     """
     refuse_emulation()
@@ -617,6 +625,7 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
     side_px = description["preprocessing"]["image_size_px"]
     rng = np.random.default_rng(seed)
     seconds: dict[str, list[float]] = {}
+    ran_s = waited_s = 0.0
     for batch in batch_sizes:
         inputs = rng.standard_normal((batch, 3, side_px, side_px), dtype=np.float32)
         warm_s = time.perf_counter() + duration_s / 2
@@ -624,7 +633,10 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
             compute(inputs)
             if time.perf_counter() > warm_s:
                 break
+        ran_before_s, waited_before_s = scheduled_s()
         seconds[str(batch)] = _durations(compute, inputs, duration_s)
+        ran_after_s, waited_after_s = scheduled_s()
+        ran_s, waited_s = ran_s + ran_after_s - ran_before_s, waited_s + waited_after_s - waited_before_s
     return {
         "seconds": seconds,
         "peak_bytes": resident_bytes("VmHWM"),
@@ -632,7 +644,19 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
         "model_sha256": description["model"]["sha256"],
         "threads": threads,
         "environment": environment(threads),
+        "waited_share": waited_s / (ran_s + waited_s) if ran_s > 0 else None,
     }
+
+
+def scheduled_s() -> tuple[float, float]:
+    """Return the seconds that the threads have run, and have waited for a processor; zeros except on Linux."""
+    texts = []
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            texts.append(path.read_text())
+    ran_ns, waited_ns = (sum(int(text.split()[at]) for text in texts) for at in (0, 1))
+    return ran_ns / 1e9, waited_ns / 1e9
 
 
 def _durations(compute: Compute, inputs: Array, duration_s: float) -> list[float]:
@@ -761,7 +785,13 @@ def _row(rounds_run: list[Round], description: Description, batch_sizes: list[in
         **dict.fromkeys([*speedups, *(f"{name}_interval" for name in speedups)]),
         "batches": batches,
         "model_sha256": description["cost"]["model_sha256"],
+        "waited_share": _waited_share(rounds_run),
     }
+
+
+def _waited_share(rounds_run: list[Round]) -> float | None:
+    shares = [share for timing in rounds_run if (share := timing["waited_share"]) is not None]
+    return float(np.median(shares)) if shares else None
 
 
 def _batch_times(rounds_run: list[Round], batch: int) -> BatchTimes:
@@ -793,9 +823,12 @@ def _cost_row(rounds_run: list[Round], description: Description) -> dict[str, ob
 def _warnings(rounds_run: list[Round], batch_sizes: list[int]) -> list[str]:
     medians = [float(np.median(timing["seconds"][str(batch_sizes[0])])) for timing in rounds_run]
     sentences: list[str] = []
-    spread = max(medians) / min(medians)
-    if spread > NOISY_SPREAD:
-        sentences.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
+    spread, waited = max(medians) / min(medians), _waited_share(rounds_run) or 0.0
+    facts = [f"the rounds differ by a factor of {spread:.1f}"] if spread > MOST_SPREAD else []
+    if waited > MOST_WAITED:
+        facts.append(f"the model waited {waited:.0%} of its time for a processor")
+    if facts:
+        sentences.append(f"NOISY: {', and '.join(facts)}: do not quote these times.")
     if len(rounds_run) == 1:
         sentences.append(
             "One round only: the scatter of these times is unknown. Use more --rounds before quoting them."
