@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from chestx_cli.compression.short_fits import ShortFits, Student
 from chestx_cli.core.command import Run
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.progress import SilentReporter
+from chestx_cli.inference.timing import Round
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import TemperatureFit
 from chestx_cli.store.directory import Study
@@ -124,7 +126,14 @@ def test_the_temperature_is_fitted_where_that_of_the_parent_was(fits: ShortFits)
     assert 1 - probability.max() == pytest.approx(probability.min())
 
 
-def test_what_earlier_runs_fitted_and_measured_is_renewed_once(fits: ShortFits) -> None:
+def test_what_earlier_runs_fitted_and_measured_is_renewed_once(
+    fits: ShortFits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_latency(models: list[Any], *_: object) -> list[list[Round]]:
+        return [[Round(seconds={1: (0.001,)})] for _ in models]
+
+    # Rough times are not kept.
+    monkeypatch.setattr("chestx_cli.compression.cost_probe.time_latency", time_latency)
     network = Network(student="tiny")
     cost = fits.prober.cost(fits.initial("tiny"), "tiny")
     first = fits.predictions(network, 1).probability

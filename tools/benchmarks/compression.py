@@ -25,7 +25,7 @@ from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import jsonable
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import RUNTIMES, Model
-from chestx_cli.inference.timing import Job, time_round
+from chestx_cli.inference.timing import BUSY, Job, is_busy, time_round
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.directory import Study
@@ -130,7 +130,14 @@ def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[
             duration_s=duration_s,
             seed=42,
         )
-        return lambda: list(time_round(job).seconds[1])
+
+        def seconds_of_a_round() -> list[float]:
+            timed = time_round(job)
+            if is_busy(timed.waited_share):
+                say(f"NOISY: {path.name} under {runtime} waited {timed.waited_share:.0%} of its time: {BUSY}")
+            return list(timed.seconds[1])
+
+        return seconds_of_a_round
 
     def of_peer() -> list[float]:
         words = module("benchmarks.reference.nncf_int8", "time", peer, side_px, threads, duration_s)

@@ -126,6 +126,8 @@ def time_sides(sides: Sequence[Side], rounds: int, environments: dict[str, dict[
         answer = json.loads(run_process(words, env).out.strip().splitlines()[-1])
         if "failed" in answer:
             raise SystemExit(f"{side.variant} under {side.runtime}: {answer['failed']}")
+        if timing.is_busy(answer["waited_share"]):
+            say(f"NOISY: {side.variant} waited {answer['waited_share']:.0%} of its time: {timing.BUSY}")
         seconds: list[float] = answer["seconds"]["1"]
         return 1000 * median(seconds)
 

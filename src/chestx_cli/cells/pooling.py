@@ -18,6 +18,7 @@ from chestx_cli.evaluation.predictions import Cell, stacked
 from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.verdicts import THE_BASELINE, Margins, in_words
+from chestx_cli.inference.speedups import is_noisy
 from chestx_cli.records.cells import CellResultRow, ExemplarRow, NoiseRow, PooledRatesRow, PooledRow, SeedRow
 from chestx_cli.records.split import TEST
 from chestx_cli.records.variant import BASELINE
@@ -216,6 +217,7 @@ def _rows(
             speedup=fastest.speedup_over_best_fp32 if fastest else None,
             speedup_interval=fastest.speedup_over_best_fp32_interval if fastest else None,
             front_share=front.get(name),
+            is_noisy=benchmark is not None and is_noisy(benchmark),
         )
         rows.append(_judged_row(row, own) if own else row)
     return tuple(rows)

@@ -255,8 +255,8 @@ def _annotation(name: str, declared: Declared) -> Any:
     if opt.choices is not None:
         settings["autocompletion"] = lambda: list(opt.choices or ())
     if not is_switch:
-        names = f"[{'|'.join(opt.choices or ())}]"
-        settings["metavar"] = names if opt.choices is not None and not opt.metavar else declared.placeholder
+        has_names = opt.choices is not None and not opt.metavar
+        settings["metavar"] = f"[{'|'.join(opt.choices or ())}]" if has_names else declared.placeholder
     parse = opt.parse or (parse_share if opt.is_share else None)
     if parse is not None:
         settings["parser"] = _named(parse, opt.metavar or "FLOAT" if opt.parse is None else opt.metavar or "TEXT")

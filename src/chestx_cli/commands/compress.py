@@ -52,6 +52,7 @@ from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.inference.onnx_export import PERCENT
 from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, require_installed
 from chestx_cli.inference.speedups import NOISY
+from chestx_cli.inference.timing import BUSY
 from chestx_cli.records.commands import CompressRecord, CompressRow, ShortFitRow
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE, VariantRecord
@@ -79,6 +80,7 @@ class Builder:
     short_fits: list[ShortFitRow] = field(default_factory=list)
     fitted: dict[Network, int] = field(default_factory=dict)
     longest_s: dict[str | None, float] = field(default_factory=dict)
+    rough: list[str] = field(default_factory=list)
     epoch_s: float = 0.0
     time_is_up: bool = False
 
@@ -105,7 +107,8 @@ class Builder:
         costs = "; ".join(f"{kind} {_in_words(cost[kind])}" for kind in (FP32, INT8))
         costs += f"; weights in 4 bits {cost[INT4].size_mb:.2f} MB"
         if any(one.is_rough for one in cost.values()):
-            costs += "; rough, since the machine is busy"
+            self.rough.append(f"an untrained network ({described})")
+            costs += "; rough, since the machine is busy, or its threads compete"
         self.run.reporter.note(f"{described}: {costs}")
         return cost
 
@@ -391,11 +394,10 @@ def compress(
         for caveat in uses_models(run, fold.study, [records[index] for records in models.records.values()])
     )
     first_fold = str(folds[0].study.root) if folds[0].name else ""
-    rough = [rows[one].variant for one, cost in costs.items() if cost.is_rough]
+    rough = [*builder.rough, *(rows[one].variant for one, cost in costs.items() if cost.is_rough)]
     result = CompressRecord(
         stamp=run.stamp(),
         notes=(
-            *([_rough(rough)] if rough else []),
             *_notes(best, bounds, rows, parent, len(groups), first_fold, is_chosen=chosen is not None),
             *caveats,
         ),
@@ -415,6 +417,8 @@ def compress(
         folds=tuple(fold.name for fold in folds if fold.name),
         short_fits=tuple(builder.short_fits),
     )
+    if rough:
+        result = result.replace(notes=(_rough(rough, times_decide=result.times_decide), *result.notes))
     if not builder.time_is_up:
         stopped, more = "The search is complete.", ""
     else:
@@ -481,10 +485,11 @@ def _chosen(rows: dict[Candidate, CompressRow], costs: dict[Candidate, Cost], bo
     return min((one for one, row in rows.items() if not row.missed), key=key, default=None)
 
 
-def _rough(variants: Sequence[str]) -> str:
+def _rough(models: Sequence[str], *, times_decide: bool) -> str:
+    meaning = "The choice may be wrong" if times_decide else "The choice does not depend on these times"
     return (
-        f"{NOISY}: the machine was busy while {', '.join(variants)} ran, so the choice may be wrong: run the same "
-        "command on an idle machine; it times all models again."
+        f"{NOISY}: {BUSY} while these ran: {', '.join(models)}. {meaning}: run the same command on an idle machine, or "
+        "with --threads; it times them again."
     )
 
 

@@ -150,6 +150,7 @@ class SearchedModels:
             drop_interval=worth.drop_interval,
             front_share=front_share,
             energy_mj=cost.energy_mj,
+            is_rough=cost.is_rough,
         )
 
 

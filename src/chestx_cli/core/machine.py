@@ -85,21 +85,41 @@ def resident_bytes(what: str) -> int | None:
     return None
 
 
-def scheduled_s() -> tuple[float, float] | None:
-    """Return the seconds that this process's threads have run, and have waited for a processor that others used.
+class Waiting:
+    """Measures how long this process's threads wait for a processor, over the blocks that are entered `with` it."""
 
-    Threads that have ended are not counted. None except on Linux.
-    """
-    # Nanoseconds on a processor and in its queue, then the number of times that it was given one.
-    texts = []
+    def __init__(self) -> None:
+        self._ran_ns = self._waited_ns = 0
+        self._before = _scheduled_ns()
+
+    def __enter__(self) -> Waiting:
+        """Begin a block."""
+        self._before = _scheduled_ns()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End a block; threads that ended in it do not count."""
+        for thread, (ran_ns, waited_ns) in _scheduled_ns().items():
+            ran_before_ns, waited_before_ns = self._before.get(thread, (0, 0))
+            self._ran_ns += ran_ns - ran_before_ns
+            self._waited_ns += waited_ns - waited_before_ns
+
+    @property
+    def share(self) -> float | None:
+        """The share of the time that threads ran or waited in which they waited; None except on Linux."""
+        whole_ns = self._ran_ns + self._waited_ns
+        return self._waited_ns / whole_ns if whole_ns > 0 else None
+
+
+def _scheduled_ns() -> dict[str, tuple[int, int]]:
+    """Return for each thread of this process the time on a processor and in its queue in nanoseconds."""
+    scheduled = {}
     for path in THREADS.glob("*/schedstat"):
         # A thread may end meanwhile.
         with contextlib.suppress(OSError):
-            texts.append(path.read_text())
-    if not texts:
-        return None
-    ran, waited = (sum(int(text.split()[at]) for text in texts) / 1e9 for at in (0, 1))
-    return ran, waited
+            ran_ns, waited_ns = path.read_text().split()[:2]
+            scheduled[path.parent.name] = int(ran_ns), int(waited_ns)
+    return scheduled
 
 
 def energy_counters() -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.inference.file_sizes import file_sizes
-from chestx_cli.inference.timing import MOST_SPREAD, is_kept_waiting, spread_of, waited_share_of
+from chestx_cli.inference.timing import BUSY, MOST_SPREAD, is_busy, spread_of, waited_share_of
 from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.variant import BASELINE
@@ -160,13 +160,13 @@ def noise(timed: Timed) -> tuple[str, ...]:
     facts = []
     if spread > MOST_SPREAD:
         facts.append(f"the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}")
-    if is_kept_waiting(timed[slowed]):
+    if is_busy(waited[slowed]):
         facts.append(f"{slowed[0]} under {slowed[1]} waited {waited[slowed]:.0%} of its time for a processor")
     sentences = []
     if facts:
         sentences.append(
-            f"{NOISY}: {', and '.join(facts)}. The machine was busy, or its threads competed: do not quote these "
-            "times; try again on an idle machine, or with --threads."
+            f"{NOISY}: {', and '.join(facts)}. {BUSY[0].upper()}{BUSY[1:]}: do not quote these times; try again on "
+            "an idle machine, or with --threads."
         )
     if any(len(rounds) == 1 for rounds in timed.values()):
         sentences.append(
@@ -266,7 +266,7 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
 
 def is_noisy(benchmark: BenchmarkRecord) -> bool:
-    """Return whether the rounds differ too much to quote their times or base a recommendation on them."""
+    """Return whether the machine was too busy to quote the times or base a recommendation on them."""
     return any(text.startswith(NOISY) for text in benchmark.warnings)
 
 

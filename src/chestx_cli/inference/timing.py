@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.core.machine import energy_counters, read_energy_uj, resident_bytes, scheduled_s, used_energy_j
+from chestx_cli.core.machine import Waiting, energy_counters, read_energy_uj, resident_bytes, used_energy_j
 from chestx_cli.inference.runtimes import RUNTIMES, Compute, Model
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 WARMUP_CALLS = 5
 MIN_CALLS = 3
 # A model whose rounds differ by more than this factor, or whose threads wait for a processor for more than this share
-# of their time, was not measured on an idle machine. On an idle one they wait for a hundredth; while one other program
-# runs on two processors, for a third to a half, and take two to five times as long.
+# of their time, was not measured on an idle machine. On an idle one they wait for a hundredth, beside one other program
+# on two processors for a third to a half.
 MOST_SPREAD, MOST_WAITED = 1.5, 0.1
+BUSY = "the machine was busy, or its threads competed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,9 @@ def waited_share_of(rounds: Sequence[Round]) -> float | None:
     return statistics.median(shares) if shares else None
 
 
-def is_kept_waiting(rounds: Sequence[Round]) -> bool:
-    """Return whether a model's threads waited for a processor for more than they do on an idle machine."""
-    return (waited_share_of(rounds) or 0.0) > MOST_WAITED
+def is_busy(waited_share: float | None) -> bool:
+    """Return whether threads that waited for this share of their time show a busy machine; not if it is unknown."""
+    return waited_share is not None and waited_share > MOST_WAITED
 
 
 def roughness_of(rounds: Sequence[Round]) -> float:
@@ -161,16 +162,14 @@ def measure(job: Job) -> Round:
     compute = runtime.open(job.model, job.threads, job.device)
     rng = np.random.default_rng(job.seed)
     seconds, joules = {}, {}
-    ran_s = waited_s = 0.0
+    waiting = Waiting()
     counters = energy_counters()
     for batch in job.batch_sizes:
         inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
         _warm_up(compute, inputs, job.duration_s)
         before_uj = read_energy_uj(counters)
-        before_s = scheduled_s()
-        seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
-        if before_s is not None and (after_s := scheduled_s()) is not None:
-            ran_s, waited_s = ran_s + after_s[0] - before_s[0], waited_s + after_s[1] - before_s[1]
+        with waiting:
+            seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
         if counters:
             joules[batch] = used_energy_j(counters, before_uj) / len(seconds[batch])
     return Round(
@@ -178,7 +177,7 @@ def measure(job: Job) -> Round:
         peak_bytes=resident_bytes("VmHWM"),
         runtime_bytes=runtime_bytes,
         joules=joules,
-        waited_share=waited_s / (ran_s + waited_s) if ran_s > 0 else None,
+        waited_share=waiting.share,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from chestx_cli.core.record import col
-from chestx_cli.records.tabular import Count, Positive, Size, TabularRecord, listed
+from chestx_cli.records.tabular import Count, Positive, Share, Size, TabularRecord, listed
 
 BATCHES = " / "
 # PyTorch without export or compilation, a runtime for torch variants only.
@@ -50,7 +50,7 @@ class BenchmarkRow:
     model_sha256: str
     # Share of their time that the threads waited for a processor; None where the system does not report it, and in
     # records of earlier versions.
-    waited_share: float | None = None
+    waited_share: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

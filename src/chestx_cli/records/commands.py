@@ -72,6 +72,8 @@ class CompressRow:
     # Share of patient-level bootstrap draws in which no other model is as fast, as small and as good.
     front_share: float | None = col("On the front", ".0%", default=None)
     energy_mj: float | None = col("Energy mJ", ".1f", default=None)
+    # Whether the machine was busy when it was timed.
+    is_rough: bool = field(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,11 @@ class CompressRecord(TabularRecord):
     # Folds in each of which every model was made; empty for a single split.
     folds: tuple[str, ...] = col("Folds", separator=", ", default=())
     short_fits: tuple[ShortFitRow, ...] = ()
+
+    @property
+    def times_decide(self) -> bool:
+        """Return whether the choice depends on times, not on sizes and quality alone."""
+        return self.max_latency_ms is not None or self.objective in ("latency", "energy")
 
     @property
     def headline(self) -> str:

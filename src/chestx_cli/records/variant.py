@@ -199,7 +199,7 @@ class LayerSpeeds:
     speedup_interval: tuple[Positive, Positive] | None = col("Its 95 % interval", ".2f")
     # They were left in FP32 after the file was timed.
     left_by_drop: Count = col("More in FP32 by --max-drop", default=0)
-    # Whether the machine was busy when the file was timed.
+    # Whether the machine was busy when layers or files were timed.
     is_rough: bool = col("Machine was busy", default=False)
     rows: tuple[SlowerLayerRow, ...]
 
@@ -207,17 +207,16 @@ class LayerSpeeds:
     def sentence(self) -> str:
         """Return what was measured, and what it led to."""
         where = f"Slower in INT8 than in FP32 on {self.processor} with {counted(self.threads, 'thread')}:"
+        rough = "; NOISY, since the machine was busy, or its threads competed" if self.is_rough else ""
         if not self.rows or self.speedup is None:
-            return f"{where} none of {self.timed_layers} layers."
+            return f"{where} none of {self.timed_layers} layers{rough}."
         worst, interval = self.rows[0], self.speedup_interval
         found = (
             f"{where} {len(self.rows)} of {self.timed_layers} layers; {worst.layer} loses most "
             f"({worst.times_slower:.2f} times the time)."
         )
         bounds = f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
-        measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}"
-        if self.is_rough:
-            measured += "; NOISY, since the machine was busy"
+        measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}{rough}"
         tried = counted(self.tried_layers, "layer")
         if self.left_by_drop:
             more = counted(self.left_by_drop, "more layer")

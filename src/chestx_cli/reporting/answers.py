@@ -10,6 +10,7 @@ from chestx_cli.core.errors import STUDY_FLAG, command_line, quoted
 from chestx_cli.core.printable import counted, paragraph, short_number
 from chestx_cli.core.record import Answer
 from chestx_cli.inference.speedups import NOISY, is_noisy, recommendation, word_of
+from chestx_cli.inference.timing import BUSY
 from chestx_cli.records.answers import (
     EXCEEDED,
     CheckRow,
@@ -177,7 +178,7 @@ def _slower_layers(speeds: LayerSpeeds | None) -> str:
     if speeds is None:
         return ""
     kept = sum(row.in_fp32 for row in speeds.rows)
-    rough = "; NOISY, since the machine was busy" if speeds.is_rough else ""
+    rough = f"; {NOISY}, since {BUSY}" if speeds.is_rough else ""
     return f"Layers slower in INT8 here: {len(speeds.rows)} of {speeds.timed_layers}; left in FP32: {kept}{rough}."
 
 
@@ -382,15 +383,16 @@ def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") 
     images = f"the validation images{f' of {len(record.folds)} folds' if record.folds else ''}"
     if record.chosen:
         least = f", with the least {record.objective}" if record.objective else ""
-        sentence = f"{record.chosen} meets all limits on {images}{least}. {stopped}"
+        sentence = f"{record.chosen} meets all limits on {images}{least}{_by_noisy_times(record, best)}. {stopped}"
     else:
         missed = next((" and ".join(row.missed) for row in record.rows if row.variant == record.nearest), "")
+        missed += _by_noisy_times(record, best)
         sentence = f"No model meets all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
     return Answer(
         rows=tuple(
             SearchRow(
                 variant=row.variant,
-                latency_ms=short_number(row.latency_p50_ms),
+                latency_ms=f"{'~' if row.is_rough else ''}{short_number(row.latency_p50_ms)}",
                 size_mb=short_number(row.size_mb),
                 accuracy=row.accuracy,
                 drop="–" if row.variant == record.parent else _drop_of(row),
@@ -403,6 +405,12 @@ def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") 
         warnings=(*warnings_of(record), *(note for note in record.notes if note.startswith(NOISY))),
         next_command=more if more and not record.chosen else following,
     )
+
+
+def _by_noisy_times(record: CompressRecord, variant: str | None) -> str:
+    """Return the end of a sentence on limits if it rests on rough times; empty where the times decide nothing."""
+    is_rough = any(row.is_rough for row in record.rows if row.variant == variant)
+    return f", by {NOISY} times" if is_rough and record.times_decide else ""
 
 
 def _drop_of(row: CompressRow) -> str:

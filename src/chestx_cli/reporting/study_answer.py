@@ -131,7 +131,9 @@ def answer_rows(record: StudyRecord, choice: Choice) -> tuple[PooledAnswerRow, .
             verdict=row.word or "–",
             seeds="–" if row.seeds_holding is None else f"{row.seeds_holding:.0%}",
             size_mb=short_number(row.size_bytes / 1e6),
-            latency_ms="–" if row.latency_p50_ms is None else short_number(row.latency_p50_ms),
+            latency_ms="–"
+            if row.latency_p50_ms is None
+            else f"{'~' if row.is_noisy else ''}{short_number(row.latency_p50_ms)}",
             ship=SHIP if row.variant in choice.shipped else DO_NOT_SHIP,
         )
         for row in record.rows

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.files import temporary_folder, write_atomic
-from chestx_cli.core.machine import available_threads, processor_name
+from chestx_cli.core.machine import Waiting, available_threads, processor_name
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import NATIVE, Model, profile_nodes
 from chestx_cli.inference.speedups import SLOWER, speed_word, speedup_of
-from chestx_cli.inference.timing import Job, roughness_of, time_jobs
+from chestx_cli.inference.timing import Job, is_busy, roughness_of, time_jobs
 from chestx_cli.records.variant import INT8_EVERYWHERE, SOME_IN_FP32, LayerSpeeds, SlowerLayerRow
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
     equal times. A layer in FP32 needs conversions that its own time does not include. Therefore files in which the 1,
     2, 4, ... layers that lose most time are in FP32 are timed in turns, and the fastest is timed again against the file
     with all layers in INT8. It is kept only if the interval shows that it is faster. Times are of single images with
-    all threads.
+    all threads. Where the machine was busy, all layers are in INT8.
     """
     import numpy as np
 
@@ -60,20 +60,21 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
     names = names_of_layers(calibrated.graph, calibrated.layers)
     with reporter.progress("Timing each layer in FP32 and INT8", ROUNDS * len(FILES)) as advance:
         files = {"fp32": calibrated.graph.SerializeToString(), "int8": everywhere}
-        times = time_layers(files, names, image, threads, lambda: advance(1))
+        with Waiting() as waiting:
+            times = time_layers(files, names, image, threads, lambda: advance(1))
     slower = slower_layers(times)
-    kept, tried, speedup, interval, is_rough = INT8_EVERYWHERE, 0, None, None, False
+    kept, tried, speedup, interval, is_rough = INT8_EVERYWHERE, 0, None, None, is_busy(waiting.share)
     # A file with all layers in FP32 would be no INT8 file.
     counts = prefixes(min(len(slower), len(calibrated.layers) - 1))
     if counts:
         mixed = {count: calibrated.quantized(excluded=[row.layer for row in slower[:count]]) for count in counts}
         timed = len(counts) * SEARCH_ROUNDS if len(counts) > 1 else 0
         with reporter.progress("Timing files with some layers in FP32", timed + 2 * ROUNDS) as advance:
-            tried = fastest_of(mixed, parent, threads, lambda: advance(1))
+            tried, search_is_rough = fastest_of(mixed, parent, threads, lambda: advance(1))
             reference, rounds = time_files((everywhere, mixed[tried]), parent, threads, ROUNDS, lambda: advance(1))
         speedup, interval = speedup_of(reference, rounds)
-        is_rough = max(roughness_of(reference), roughness_of(rounds)) > 1
-        if interval is not None and interval[0] > 1:
+        is_rough = is_rough or search_is_rough or max(roughness_of(reference), roughness_of(rounds)) > 1
+        if interval is not None and interval[0] > 1 and not is_rough:
             kept = SOME_IN_FP32
             slower = tuple(replace(row, in_fp32=at < tried) for at, row in enumerate(slower))
     return LayerSpeeds(
@@ -95,13 +96,18 @@ def prefixes(n: int) -> list[int]:
     return [*(2**power for power in range(n.bit_length()) if 2**power < n), n] if n > 0 else []
 
 
-def fastest_of(files: Mapping[int, bytes], parent: VariantRecord, threads: int, advance: Callable[[], None]) -> int:
-    """Return the key of the file with the lowest median latency; a single one is not timed."""
+def fastest_of(
+    files: Mapping[int, bytes], parent: VariantRecord, threads: int, advance: Callable[[], None]
+) -> tuple[int, bool]:
+    """Return the key of the file with the lowest median latency, and whether the times are of a busy machine.
+
+    A single one is not timed.
+    """
     if len(files) == 1:
-        return next(iter(files))
+        return next(iter(files)), False
     timed = time_files(tuple(files.values()), parent, threads, SEARCH_ROUNDS, advance)
     medians_s = [statistics.median(statistics.median(one.seconds[1]) for one in rounds) for rounds in timed]
-    return min(zip(medians_s, files, strict=True))[1]
+    return min(zip(medians_s, files, strict=True))[1], any(roughness_of(rounds) > 1 for rounds in timed)
 
 
 def names_of_layers(graph: onnx.ModelProto, layers: Mapping[str, GraphLayer]) -> dict[str, str]:

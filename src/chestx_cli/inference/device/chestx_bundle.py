@@ -625,7 +625,7 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
     side_px = description["preprocessing"]["image_size_px"]
     rng = np.random.default_rng(seed)
     seconds: dict[str, list[float]] = {}
-    ran_s = waited_s = 0.0
+    ran_ns = waited_ns = 0
     for batch in batch_sizes:
         inputs = rng.standard_normal((batch, 3, side_px, side_px), dtype=np.float32)
         warm_s = time.perf_counter() + duration_s / 2
@@ -633,10 +633,12 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
             compute(inputs)
             if time.perf_counter() > warm_s:
                 break
-        ran_before_s, waited_before_s = scheduled_s()
+        before = scheduled_ns()
         seconds[str(batch)] = _durations(compute, inputs, duration_s)
-        ran_after_s, waited_after_s = scheduled_s()
-        ran_s, waited_s = ran_s + ran_after_s - ran_before_s, waited_s + waited_after_s - waited_before_s
+        for thread, times_ns in scheduled_ns().items():
+            ran_before_ns, waited_before_ns = before.get(thread, (0, 0))
+            ran_ns += times_ns[0] - ran_before_ns
+            waited_ns += times_ns[1] - waited_before_ns
     return {
         "seconds": seconds,
         "peak_bytes": resident_bytes("VmHWM"),
@@ -644,19 +646,19 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
         "model_sha256": description["model"]["sha256"],
         "threads": threads,
         "environment": environment(threads),
-        "waited_share": waited_s / (ran_s + waited_s) if ran_s > 0 else None,
+        "waited_share": waited_ns / (ran_ns + waited_ns) if ran_ns + waited_ns > 0 else None,
     }
 
 
-def scheduled_s() -> tuple[float, float]:
-    """Return the seconds that the threads have run, and have waited for a processor; zeros except on Linux."""
-    texts = []
+def scheduled_ns() -> dict[str, tuple[int, int]]:
+    """Return for each thread the time on a processor and in its queue in nanoseconds; empty except on Linux."""
+    scheduled = {}
     for path in Path("/proc/self/task").glob("*/schedstat"):
         # A thread may end meanwhile.
         with contextlib.suppress(OSError):
-            texts.append(path.read_text())
-    ran_ns, waited_ns = (sum(int(text.split()[at]) for text in texts) for at in (0, 1))
-    return ran_ns / 1e9, waited_ns / 1e9
+            ran_ns, waited_ns = path.read_text().split()[:2]
+            scheduled[path.parent.name] = int(ran_ns), int(waited_ns)
+    return scheduled
 
 
 def _durations(compute: Compute, inputs: Array, duration_s: float) -> list[float]:

@@ -202,7 +202,7 @@ def technical_text(results: StudyResults, variant: VariantResults) -> str:
         f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
         f"({counted(benchmark.threads, 'thread')}).",
         f"Peak memory is {peak_mb:.0f} MB." if peak_mb else "",
-        "Latency differs much between rounds: these times are rough." if is_noisy(benchmark) else "",
+        "The machine was busy: these times are rough." if is_noisy(benchmark) else "",
     )
 
 
