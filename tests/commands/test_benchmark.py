@@ -267,6 +267,14 @@ def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
     assert "Recommended for speed on cpu: small under OpenVINO" in recommendation((other,), (), {})[0]
 
 
+def test_one_noisy_run_among_several_recommends_nothing() -> None:
+    quiet = made_up(baseline=STEADY, small=[10, 10.1, 9.9, 10, 10.05])
+    busy = made_up(baseline=STEADY, other=[5, 5.1, 4.9, 5, 5.05]).replace(warnings=("NOISY: the rounds differ.",))
+    assert "Recommended for speed" in recommendation((quiet,), (), {})[0]
+    for parts in ((quiet, busy), (busy, quiet)):
+        assert recommendation(parts, (), {}) == ("No recommendation for speed on cpu: the times are NOISY.",)
+
+
 def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided() -> None:
     same = made_up(baseline=STEADY, other=[19.3, 19.4, 19.2, 19.3, 19.4])
     assert "other is not faster than the FP32 baseline" in speed_sentence(same, "other")

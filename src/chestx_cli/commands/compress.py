@@ -486,10 +486,10 @@ def _chosen(rows: dict[Candidate, CompressRow], costs: dict[Candidate, Cost], bo
 
 
 def _rough(models: Sequence[str], *, times_decide: bool) -> str:
-    meaning = "The choice may be wrong" if times_decide else "The choice does not depend on these times"
+    meaning = "The choice may be wrong." if times_decide else "Latencies and the front are rough; the choice is not."
     return (
-        f"{NOISY}: {BUSY} while these ran: {', '.join(models)}. {meaning}: run the same command on an idle machine, or "
-        "with --threads; it times them again."
+        f"{NOISY}: {BUSY} while these ran: {', '.join(models)}. {meaning} To time them again, run the same command on "
+        "an idle machine, or with --threads."
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from torch import Tensor, nn
 
+    from chestx_cli.core.machine import Waiting
     from chestx_cli.core.progress import Advance
     from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.data.streams import DecodedImages
@@ -297,11 +298,12 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def profile_nodes(
-    model: bytes, inputs: npt.NDArray[np.float32], threads: int, calls: int
+    model: bytes, inputs: npt.NDArray[np.float32], threads: int, calls: int, waiting: Waiting
 ) -> list[tuple[str, tuple[float, ...]]]:
     """Return the nodes that ONNX Runtime executes for inputs [N, 3, H, W], in order, with their seconds in each call.
 
     Names are the runtime's, after it has fused nodes and changed layouts. The times are those of its own profiler.
+    waiting: measures the calls, while the session's threads exist.
     """
     _load_onnx()
     import onnxruntime
@@ -312,8 +314,9 @@ def profile_nodes(
         options.profile_file_prefix = str(folder / "nodes")
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         (source,) = session.get_inputs()
-        for _ in range(calls):
-            session.run(None, {source.name: inputs})
+        with waiting:
+            for _ in range(calls):
+                session.run(None, {source.name: inputs})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     seconds: dict[str, list[float]] = {}
     for event in events:

@@ -266,7 +266,7 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
 
 def is_noisy(benchmark: BenchmarkRecord) -> bool:
-    """Return whether the machine was too busy to quote the times or base a recommendation on them."""
+    """Return whether the times are too noisy to quote them or base a recommendation on them."""
     return any(text.startswith(NOISY) for text in benchmark.warnings)
 
 
@@ -314,6 +314,7 @@ def recommendation(
     benchmark = parts[0].replace(
         rows=tuple(row for part in parts for row in part.rows),
         cost_rows=tuple(row for part in parts for row in part.cost_rows),
+        warnings=tuple(dict.fromkeys(sentence for part in parts for sentence in part.warnings)),
     )
     run_of = {row.variant: part.stamp for part in parts for row in part.rows}
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}

@@ -161,7 +161,7 @@ class PooledRow:
     speedup_interval: tuple[float, float] | None = col("95 %", ".2f", default=None)
     # Share of patient-level bootstrap draws in which no other variant is both as good and as fast.
     front_share: float | None = col("On the front", ".0%", default=None)
-    # Whether the machine was busy when it was timed.
+    # Whether its times are NOISY.
     is_noisy: bool = field(default=False)
 
 

@@ -223,6 +223,8 @@ class LayerSpeeds:
             return f"{found} With {tried} in FP32: {measured}; --max-drop left {more} in FP32, which was not timed."
         if self.kept == SOME_IN_FP32:
             return f"{found} The file has {tried} in FP32 and is faster: {measured}."
+        if self.is_rough:
+            return f"{found} With {tried} in FP32 the times are too noisy to say ({measured}): all are in INT8."
         return f"{found} With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."
 
 

@@ -383,10 +383,11 @@ def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") 
     images = f"the validation images{f' of {len(record.folds)} folds' if record.folds else ''}"
     if record.chosen:
         least = f", with the least {record.objective}" if record.objective else ""
-        sentence = f"{record.chosen} meets all limits on {images}{least}{_by_noisy_times(record, best)}. {stopped}"
+        is_rough = record.times_decide and any(row.is_rough for row in record.rows if row.variant == record.chosen)
+        by = f", by {NOISY} times" if is_rough else ""
+        sentence = f"{record.chosen} meets all limits on {images}{least}{by}. {stopped}"
     else:
-        missed = next((" and ".join(row.missed) for row in record.rows if row.variant == record.nearest), "")
-        missed += _by_noisy_times(record, best)
+        missed = next((_missed_by(row) for row in record.rows if row.variant == record.nearest), "")
         sentence = f"No model meets all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
     return Answer(
         rows=tuple(
@@ -407,10 +408,10 @@ def of_search(record: CompressRecord, stopped: str, more: str, study: str = "") 
     )
 
 
-def _by_noisy_times(record: CompressRecord, variant: str | None) -> str:
-    """Return the end of a sentence on limits if it rests on rough times; empty where the times decide nothing."""
-    is_rough = any(row.is_rough for row in record.rows if row.variant == variant)
-    return f", by {NOISY} times" if is_rough and record.times_decide else ""
+def _missed_by(row: CompressRow) -> str:
+    """Return the limits that a model misses."""
+    rough = f" (by {NOISY} times)" if row.is_rough else ""
+    return " and ".join(f"{limit}{rough if limit == 'latency' else ''}" for limit in row.missed)
 
 
 def _drop_of(row: CompressRow) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.errors import quoted
 from chestx_cli.core.printable import short_number
 from chestx_cli.core.record import Answer
+from chestx_cli.inference.speedups import NOISY
 from chestx_cli.records.answers import PooledAnswerRow
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose, faster_parent_of
@@ -73,7 +74,7 @@ def of_study(record: StudyRecord, root: Path, choice: Choice, noise: str) -> Ans
     return Answer(
         sentence=f"{choice.sentence} {_declared(record)}",
         rows=answer_rows(record, choice),
-        warnings=(*failures, *_reasons(record), *filter(None, (noise,))),
+        warnings=(*failures, *_reasons(record), *_rough_times(record), *filter(None, (noise,))),
         next_command="chestx study" if record.failures else f"chestx report --study {quoted(str(root))}",
     )
 
@@ -138,6 +139,11 @@ def answer_rows(record: StudyRecord, choice: Choice) -> tuple[PooledAnswerRow, .
         )
         for row in record.rows
     )
+
+
+def _rough_times(record: StudyRecord) -> tuple[str, ...]:
+    """Return the meaning of the mark before latencies, if one has it."""
+    return (f"~: these times are {NOISY}.",) if any(row.is_noisy for row in record.rows) else ()
 
 
 def _reasons(record: StudyRecord) -> tuple[str, ...]:

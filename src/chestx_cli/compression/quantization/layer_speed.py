@@ -57,11 +57,10 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
     threads, side_px = available_threads(), parent.preprocessing.image_size_px
     image = np.random.default_rng(0).standard_normal((1, 3, side_px, side_px), dtype=np.float32)
     everywhere = calibrated.quantized()
-    names = names_of_layers(calibrated.graph, calibrated.layers)
+    names, waiting = names_of_layers(calibrated.graph, calibrated.layers), Waiting()
     with reporter.progress("Timing each layer in FP32 and INT8", ROUNDS * len(FILES)) as advance:
         files = {"fp32": calibrated.graph.SerializeToString(), "int8": everywhere}
-        with Waiting() as waiting:
-            times = time_layers(files, names, image, threads, lambda: advance(1))
+        times = time_layers(files, names, image, threads, waiting, lambda: advance(1))
     slower = slower_layers(times)
     kept, tried, speedup, interval, is_rough = INT8_EVERYWHERE, 0, None, None, is_busy(waiting.share)
     # A file with all layers in FP32 would be no INT8 file.
@@ -134,17 +133,19 @@ def time_layers(
     names: Mapping[str, str],
     image: npt.NDArray[np.float32],
     threads: int,
+    waiting: Waiting,
     advance: Callable[[], None],
 ) -> dict[str, LayerTimes]:
     """Return the times of each layer that is found in both files, which run in turns.
 
-    files: the FP32 and the INT8 file. names: see `names_of_layers`. advance: called after each file in each round.
+    files: the FP32 and the INT8 file. names: see `names_of_layers`. waiting: measures the calls. advance: called after
+    each file in each round.
     """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in FILES}
     for number in range(ROUNDS):
         # Every second round in reverse order, so that drift of the machine affects both alike.
         for name in FILES if number % 2 == 0 else reversed(FILES):
-            profiled = profile_nodes(files[name], image, threads, WARMUP_CALLS + CALLS)
+            profiled = profile_nodes(files[name], image, threads, WARMUP_CALLS + CALLS, waiting)
             medians = [(node, statistics.median(calls[WARMUP_CALLS:])) for node, calls in profiled]
             seconds[name].append(by_layer(medians, names))
             advance()

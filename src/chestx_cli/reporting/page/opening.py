@@ -9,7 +9,7 @@ from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import columns
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
-from chestx_cli.inference.speedups import is_noisy, milliseconds, runtime_name
+from chestx_cli.inference.speedups import NOISY, is_noisy, milliseconds, runtime_name
 from chestx_cli.records.answers import KEPT, Decision, PooledAnswerRow, ShipRow
 from chestx_cli.records.cells import PooledRatesRow
 from chestx_cli.records.evaluation import OperatingRow
@@ -202,7 +202,7 @@ def technical_text(results: StudyResults, variant: VariantResults) -> str:
         f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
         f"({counted(benchmark.threads, 'thread')}).",
         f"Peak memory is {peak_mb:.0f} MB." if peak_mb else "",
-        "The machine was busy: these times are rough." if is_noisy(benchmark) else "",
+        f"These times are {NOISY}: do not quote them." if is_noisy(benchmark) else "",
     )
 
 
